@@ -1,0 +1,236 @@
+"""Which session is a class bound to, here and now?
+
+Every class with the mixin has one ``ContextVar``. Its value is a ``Binding``, and a class
+is resolved by walking its MRO to the nearest class that has one. A new asyncio task
+starts with a copy of its creator's context, so it inherits every binding.
+
+Bindings made by a block (``with_session``, ``bind_session``, ``outside_session``) know
+that block. When the block is over, they are restored in the context that leaves it. That
+need not be the context that entered it: a generator that was abandoned is closed by the
+event loop in a task of its own. So a binding whose block is over is not trusted either:
+the task that entered the block sees what was bound before it, and any other task, which
+can only have inherited the binding, gets ``ScopeClosedError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import TypeAlias
+
+from .channel import SessionChannel
+from .drivers import Client
+from .errors import ScopeClosedError
+
+Variable: TypeAlias = "ContextVar[Binding | None]"
+
+SCOPE: Variable = ContextVar("beanie_session_scope", default=None)
+"""The innermost scope of all, whatever classes it binds."""
+
+
+class Binding:
+    """One class bound to a session, or (with no channel) put outside any scope.
+
+    Args:
+        variable: The variable of the class.
+        channel: Where the operations of the class go; ``None`` means outside any scope.
+        block: The block that made the binding; ``None`` for one made by ``set_session``.
+    """
+
+    __slots__ = ("block", "channel", "cleared", "previous", "variable")
+
+    def __init__(
+        self, variable: Variable, channel: SessionChannel | None, block: Block | None = None
+    ) -> None:
+        self.variable = variable
+        self.channel = channel
+        self.block = block
+        self.cleared = False
+        self.previous = variable.get()
+        variable.set(self)
+
+    @property
+    def over(self) -> bool:
+        """Whether the binding was cleared by hand, or its block was left."""
+        return self.cleared or (self.block is not None and self.block.over)
+
+    def restore(self) -> None:
+        """Undo this binding in the current context, and what was bound by hand above it.
+
+        A block that was entered later and is still open stays in force: it skips this
+        binding when it is left in its turn.
+        """
+        current = self.variable.get()
+        while current is not None and current is not self and current.block is None:
+            current = current.previous
+        if current is self:
+            self.variable.set(live(self.previous))
+
+
+class Token:
+    """What ``set_session`` returns: hand it to ``clear_session`` to undo just that call."""
+
+    __slots__ = ("_before", "_binding")
+
+    def __init__(self, variable: Variable, channel: SessionChannel | None) -> None:
+        self._before = variable.get()
+        self._binding = bind_by_hand(variable, channel)
+
+    def __repr__(self) -> str:
+        """Name the class; the session says nothing to a reader."""
+        return f"<Token of {self._binding.variable.name}>"
+
+    def clear(self, variable: Variable) -> None:
+        """Restore what was bound before, in the current context.
+
+        Raises:
+            ValueError: If the token came from another class.
+            RuntimeError: If it was used already.
+        """
+        if self._binding.variable is not variable:
+            raise ValueError(
+                f"{self!r} can't clear {variable.name}: pass it to the class that returned it."
+            )
+        if self._binding.cleared:
+            raise RuntimeError(f"{self!r} was used already: each token clears once.")
+        self._binding.cleared = True
+        if variable.get() is self._binding:
+            variable.set(live(self._before))
+
+
+def bind_by_hand(variable: Variable, channel: SessionChannel | None) -> Binding:
+    """Bind a variable in the current context, until it is cleared or a block restores it."""
+    binding = Binding(variable, channel)
+    # Code that binds again and again, and never clears, must not keep every session it had.
+    binding.previous = _made_by_block(binding.previous)
+    return binding
+
+
+def unbind(variables: tuple[Variable, ...]) -> None:
+    """Leave a class without a session in the current context.
+
+    Args:
+        variables: The variables of the class and its parents, nearest first.
+    """
+    variable, *parents = variables
+    if _made_by_block(variable.get()) is None and resolve(tuple(parents)) is None:
+        variable.set(None)
+    else:
+        # A block restores through what it bound itself, and a parent's binding would count.
+        bind_by_hand(variable, None)
+
+
+def _made_by_block(binding: Binding | None) -> Binding | None:
+    while binding is not None and binding.block is None:
+        binding = binding.previous
+    return binding
+
+
+class Block:
+    """The extent of one ``with`` block that binds classes."""
+
+    __slots__ = ("_bindings", "_task", "over")
+
+    def __init__(self) -> None:
+        self.over = False
+        self._bindings: list[Binding] = []
+        self._task: asyncio.Task[object] | None = None
+
+    def enter(self, variables: Iterable[Variable], channel: SessionChannel | None) -> None:
+        """Bind variables to a channel, or put them outside with ``None``."""
+        self._task = current_task()
+        self._bindings = [Binding(variable, channel, self) for variable in variables]
+
+    def leave(self) -> None:
+        """End the block: what it bound is what it was before, in whichever context."""
+        self.over = True
+        for binding in self._bindings:
+            binding.restore()
+        self._bindings = []
+
+    def entered_here(self) -> bool:
+        """Tell whether the running task is the one that entered the block."""
+        return self._task is current_task()
+
+
+def put_outside(variables: tuple[Variable, ...]) -> bool:
+    """Tell whether a class was put outside any scope on purpose."""
+    bindings = (live(variable.get()) for variable in variables)
+    nearest = next((binding for binding in bindings if binding is not None), None)
+    return nearest is not None and nearest.channel is None
+
+
+def current_task() -> asyncio.Task[object] | None:
+    """Return the running task; ``None`` outside any event loop too."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def innermost(client: Client | None = None) -> SessionChannel | None:
+    """Return the innermost open channel in this context, or ``None``.
+
+    Args:
+        client: Look only for channels of this client; ``None`` means any.
+    """
+    binding = live(SCOPE.get())
+    while binding is not None and binding.channel is not None:
+        channel = binding.channel
+        if not channel.closed and (client is None or channel.session.client is client):
+            return channel
+        binding = live(binding.previous)
+    return None
+
+
+def live(binding: Binding | None) -> Binding | None:
+    """Return the nearest binding, going back in time, that is still in force."""
+    while binding is not None and binding.over:
+        binding = binding.previous
+    return binding
+
+
+def resolve(variables: tuple[Variable, ...]) -> SessionChannel | None:
+    """Return the channel that a class is bound to, or ``None`` where it runs outside.
+
+    Args:
+        variables: The variables of the class and its parents, nearest first.
+
+    Returns:
+        The channel of the nearest binding.
+
+    Raises:
+        ScopeClosedError: If the running task inherited a binding whose block is over.
+    """
+    for variable in variables:
+        binding = variable.get()
+        if binding is not None:
+            block = binding.block
+            if block is not None and block.over:
+                binding = _outlived(binding)
+                if binding is None:
+                    continue
+            return binding.channel
+    return None
+
+
+def _outlived(binding: Binding) -> Binding | None:
+    """Say what a binding whose block is over means to the running task."""
+    if binding.channel is None:
+        # Put outside on purpose, "also in tasks created there": those stay outside.
+        return binding
+    assert binding.block is not None
+    restored = live(binding.previous)
+    if binding.block.entered_here():
+        binding.variable.set(restored)
+        return restored
+    if restored is not None and restored.channel is binding.channel:
+        # Only a block that had joined is over; the scope that it joined goes on.
+        return restored
+    binding.channel.check_open()
+    raise ScopeClosedError(
+        "This task was started inside a block that bound its classes to a session, and that "
+        "block is over. Await the task before the block ends, or start it under "
+        "outside_session()."
+    )

@@ -1,0 +1,111 @@
+"""All that differs between Motor (Beanie 1.x) and PyMongo Async (Beanie 2.x).
+
+Nothing else in the package asks which driver is in use. ``DRIVER`` is the one that the
+installed Beanie talks to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import Any, ClassVar, TypeAlias
+
+from beanie import Document
+
+Client: TypeAlias = Any
+"""A client of the installed driver: ``AsyncMongoClient``, or Motor's ``AsyncIOMotorClient``."""
+
+Session: TypeAlias = Any
+"""A session of the installed driver, as its ``start_session`` returns it."""
+
+
+class Driver(ABC):
+    """What the package needs of a driver."""
+
+    name: ClassVar[str]
+    client_class: type[Any]
+    session_class: type[Any]
+    collection_class: type[Any]
+    cursor_classes: tuple[type[Any], ...]
+
+    outlives_cancellation: ClassVar[bool]
+    """Whether a command goes on after the task that waits for it was cancelled."""
+
+    aggregate_is_awaited: ClassVar[bool]
+    """Whether ``aggregate`` is a coroutine function that returns the cursor."""
+
+    @abstractmethod
+    async def start_session(self, client: Client, **options: Any) -> Session:
+        """Start a session; sends nothing to the server."""
+
+    @abstractmethod
+    async def start_transaction(self, session: Session, **options: Any) -> None:
+        """Start a transaction; sends nothing, the first operation opens it on the server."""
+
+    @abstractmethod
+    def buffered(self, cursor: Any) -> int:
+        """Return how many documents a cursor can give without a command."""
+
+
+class PyMongoAsync(Driver):
+    """PyMongo's own asyncio API, which Beanie 2.x uses."""
+
+    name = "PyMongo Async"
+    outlives_cancellation = False
+    aggregate_is_awaited = True
+
+    def __init__(self) -> None:
+        pymongo = import_module("pymongo.asynchronous")
+        cursors = import_module("pymongo.asynchronous.cursor")
+        command_cursors = import_module("pymongo.asynchronous.command_cursor")
+        self.client_class = import_module(f"{pymongo.__name__}.mongo_client").AsyncMongoClient
+        self.session_class = import_module(f"{pymongo.__name__}.client_session").AsyncClientSession
+        self.collection_class = import_module(f"{pymongo.__name__}.collection").AsyncCollection
+        self.cursor_classes = (cursors.AsyncCursor, command_cursors.AsyncCommandCursor)
+
+    async def start_session(self, client: Client, **options: Any) -> Session:
+        """Start a session; ``start_session`` is a plain function here."""
+        return client.start_session(**options)
+
+    async def start_transaction(self, session: Session, **options: Any) -> None:
+        """Start a transaction; ``start_transaction`` is a coroutine function here."""
+        await session.start_transaction(**options)
+
+    def buffered(self, cursor: Any) -> int:
+        """Return the length of the buffer; 0, which is always safe, where there is none."""
+        return len(getattr(cursor, "_data", ()))
+
+
+class Motor(Driver):
+    """Motor, which Beanie 1.x uses: PyMongo's blocking API in a thread pool."""
+
+    name = "Motor"
+    # The thread can't be stopped: it works on after its future was cancelled.
+    outlives_cancellation = True
+    aggregate_is_awaited = False
+
+    def __init__(self) -> None:
+        motor = import_module("motor.motor_asyncio")
+        self.client_class = motor.AsyncIOMotorClient
+        self.session_class = motor.AsyncIOMotorClientSession
+        self.collection_class = motor.AsyncIOMotorCollection
+        self.cursor_classes = (
+            motor.AsyncIOMotorCursor,
+            motor.AsyncIOMotorCommandCursor,
+            motor.AsyncIOMotorLatentCommandCursor,
+        )
+
+    async def start_session(self, client: Client, **options: Any) -> Session:
+        """Start a session; ``start_session`` is a coroutine function here."""
+        return await client.start_session(**options)
+
+    async def start_transaction(self, session: Session, **options: Any) -> None:
+        """Start a transaction; ``start_transaction`` is a plain function here."""
+        session.start_transaction(**options)
+
+    def buffered(self, cursor: Any) -> int:
+        """Return the length of the delegate's buffer; a latent cursor has none yet."""
+        return len(getattr(cursor.delegate, "_data", ()))
+
+
+DRIVER: Driver = PyMongoAsync() if hasattr(Document, "get_pymongo_collection") else Motor()

@@ -1,0 +1,82 @@
+"""Every error that this package raises.
+
+Each message says what happened, why, and what to do next. None carries a connection
+string or the contents of a document. Errors that stand for an error of the driver keep
+it as ``__cause__`` and answer for its labels, because in MongoDB labels, not classes,
+say what may be retried (MongoDB *transactions* specification, "Error Labels").
+"""
+
+from __future__ import annotations
+
+
+class SessionScopeError(Exception):
+    """Base class of every error of this package."""
+
+    def has_error_label(self, label: str) -> bool:
+        """Tell whether the driver's error behind this one carries a label.
+
+        Args:
+            label: An error label, such as ``"TransientTransactionError"``.
+
+        Returns:
+            What the driver's ``has_error_label`` says of ``__cause__``; ``False``
+            where no driver error stands behind this one.
+        """
+        cause = self.__cause__
+        return bool(getattr(cause, "has_error_label", lambda _: False)(label))
+
+
+class ModelNotScopedError(SessionScopeError, TypeError):
+    """Something was named that is no class with ``SessionScopeMixin``."""
+
+
+class ModelNotInitializedError(SessionScopeError):
+    """A class was named that ``init_beanie`` has not initialised yet."""
+
+
+class ClientMismatchError(SessionScopeError):
+    """A class and the scope belong to different clients, or no client can be told."""
+
+
+class NotAClientError(ClientMismatchError, TypeError):
+    """What was passed as ``client`` is no client of the driver that Beanie uses."""
+
+
+class PropagationError(SessionScopeError):
+    """The scope can't be opened the way ``propagation`` or its options ask for."""
+
+
+class ScopeReusedError(SessionScopeError):
+    """A scope was entered a second time."""
+
+
+class ScopeClosedError(SessionScopeError):
+    """Something went on using a scope that is over."""
+
+
+class TransactionAbortedError(SessionScopeError):
+    """The transaction is already gone on the server, so it can't go on or commit."""
+
+
+class UnexpectedRollbackError(SessionScopeError):
+    """The block was left normally, but its transaction could only be rolled back."""
+
+
+class CommitUnknownError(SessionScopeError):
+    """The commit was sent, and its outcome can't be known."""
+
+
+class TransactionsNotSupportedError(SessionScopeError):
+    """The server is a standalone one, which has no transactions."""
+
+
+class UnsupportedInTransactionError(SessionScopeError):
+    """The operation can't run inside a transaction."""
+
+
+class Rollback(Exception):  # noqa: N818 - it is raised to ask for something, not to report
+    """Raise it inside a scope to abort its transaction quietly.
+
+    It leaves the block of the scope that owns the transaction; the code after that
+    block goes on as if nothing had been raised.
+    """

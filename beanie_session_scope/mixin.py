@@ -1,0 +1,302 @@
+"""``SessionScopeMixin``: the seam between Beanie and the driver.
+
+Beanie reaches the driver through one getter of the class, ``get_pymongo_collection`` in
+Beanie 2.x and ``get_motor_collection`` in 1.x. The mixin answers it with a
+``BoundCollection``, which looks the binding up whenever an operation runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, ClassVar, TypeAlias
+from weakref import WeakSet
+
+from beanie import DeleteRules, Document, UnionDoc, View, WriteRules
+from beanie.exceptions import CollectionWasNotInitialized, ViewWasNotInitialized
+
+from .binding import Block, Token, Variable, put_outside, resolve, unbind
+from .channel import SessionChannel, borrow
+from .collection import bind_collection
+from .drivers import DRIVER, Session
+from .errors import ModelNotScopedError, NotAClientError
+
+Model: TypeAlias = "type[SessionScopeMixin]"
+
+BEANIE_BASES: tuple[type[Any], ...] = (Document, View, UnionDoc)
+
+# The one place that knows Beanie 1.x from Beanie 2.x.
+if hasattr(Document, "get_pymongo_collection"):
+    GETTER, COLLECTION = "get_pymongo_collection", "pymongo_collection"
+else:
+    GETTER, COLLECTION = "get_motor_collection", "motor_collection"
+
+# What starts at one document and may go on to those that it links to. Beanie passes no
+# session on through half of them.
+FETCHES = ("fetch_all_links", "fetch_link")
+CASCADES = ("delete", "hard_delete", "insert", "replace", "save")
+
+_models: WeakSet[Model] = WeakSet()
+
+
+class SessionScopeMixin:
+    """Lets a Beanie class run in a session that nobody has to pass.
+
+    Put it first among the base classes::
+
+        class Bike(SessionScopeMixin, Document):
+            color: str
+
+    The same goes for ``View`` and ``UnionDoc``. Inside ``with_session`` every operation of
+    the class runs in the scope's session and transaction.
+
+    Raises:
+        TypeError: If a class is defined with the mixin after ``Document``, ``View`` or
+            ``UnionDoc``, where it would be without effect.
+    """
+
+    _scope_variable: ClassVar[Variable]
+    _scope_variables: ClassVar[tuple[Variable, ...]]
+    _scope_collection: ClassVar[Any]
+    _scope_settings: ClassVar[str | None]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class its variable, and check the order of its bases."""
+        super().__init_subclass__(**kwargs)
+        _check_bases(cls)
+        cls._scope_variable = ContextVar(cls.__qualname__, default=None)
+        cls._scope_variables = tuple(
+            parent.__dict__["_scope_variable"]
+            for parent in cls.__mro__
+            if "_scope_variable" in parent.__dict__
+        )
+        cls._scope_collection = None
+        cls._scope_settings = _settings_attribute(cls)
+        if not any(_is_model(base) for base in cls.__bases__) and _is_model(cls):
+            _carry_links(cls)
+        _models.add(cls)
+
+    @classmethod
+    def set_session(cls, session: Session) -> Token:
+        """Bind the class, and the subclasses that have no binding of their own, to a session.
+
+        The binding holds in the current context: for the running task, and for tasks that it
+        starts from now on.
+
+        Args:
+            session: A session of the driver that Beanie uses. Who started it goes on owning
+                it: it is neither committed nor ended here.
+
+        Returns:
+            A token for ``clear_session``.
+
+        Raises:
+            NotAClientError: If ``session`` is no session of that driver.
+        """
+        return Token(cls._scope_variable, borrow(check_session(session)))
+
+    @classmethod
+    def clear_session(cls, token: Token | None = None) -> None:
+        """Undo ``set_session`` in the current context.
+
+        Args:
+            token: What ``set_session`` returned: restores what was bound before that call.
+                Without it the class is unbound, whatever it was bound to.
+
+        Raises:
+            ValueError: If the token came from another class.
+            RuntimeError: If the token was used before.
+        """
+        if token is None:
+            unbind(cls._scope_variables)
+        else:
+            token.clear(cls._scope_variable)
+
+    @classmethod
+    def get_session(cls) -> Session | None:
+        """Return the session that an operation of the class would run in here and now.
+
+        Returns:
+            The driver's session, or ``None`` where the class is unbound.
+
+        Raises:
+            ScopeClosedError: If this task was started in a scope that is over.
+        """
+        channel = resolve(cls._scope_variables)
+        return None if channel is None else channel.session
+
+
+def _get_collection(cls: Model) -> Any:
+    """Return the collection of the class, bound to whichever scope the class is in."""
+    name = cls._scope_settings
+    settings = None if name is None else getattr(cls, name, None)
+    if settings is None:
+        # Beanie's own getter: it raises where the class was not initialised.
+        plain = getattr(super(SessionScopeMixin, cls), GETTER)()
+    else:
+        plain = getattr(settings, COLLECTION)
+    bound = cls._scope_collection
+    if bound is not None and bound._scope_plain is plain:
+        return bound
+    if plain is None:
+        return None
+    cls._scope_collection = bound = bind_collection(plain, cls._scope_variables)
+    return bound
+
+
+def _get_settings(cls: Model) -> Any:
+    """Return the class's settings; those of a bound class have the query cache turned off.
+
+    The cache is shared by the whole process: a read in a transaction would put data there
+    that may never be committed, and take from it what the transaction has since changed.
+    """
+    settings = super(SessionScopeMixin, cls).get_settings()  # type: ignore[misc]
+    if settings.use_cache and resolve(cls._scope_variables) is not None:
+        return settings.model_copy(update={"use_cache": False})
+    return settings
+
+
+# Assigned, not defined in the class: a type checker goes on seeing Beanie's signatures.
+setattr(SessionScopeMixin, GETTER, classmethod(_get_collection))
+SessionScopeMixin.get_settings = classmethod(_get_settings)  # type: ignore[attr-defined]
+
+
+def models() -> Iterator[Model]:
+    """Iterate over every class that has the mixin."""
+    return iter(list(_models))
+
+
+def _is_model(cls: type[Any]) -> bool:
+    return issubclass(cls, SessionScopeMixin) and issubclass(cls, BEANIE_BASES)
+
+
+def _check_bases(cls: type[Any]) -> None:
+    order = cls.__mro__
+    for base in BEANIE_BASES:
+        if base in order and order.index(base) < order.index(SessionScopeMixin):
+            raise TypeError(
+                f"In class {cls.__name__} the mixin comes after {base.__name__}, where it is "
+                f"without effect. Put it first: class {cls.__name__}(SessionScopeMixin, "
+                f"{base.__name__})."
+            )
+    if GETTER in cls.__dict__:
+        raise TypeError(
+            f"Class {cls.__name__} overrides {GETTER}(), through which the mixin works, so its "
+            "operations would leave the scope. Move the override to a base class that stands "
+            f"after the mixin: class {cls.__name__}(SessionScopeMixin, MyDocument)."
+        )
+
+
+def _settings_attribute(cls: type[Any]) -> str | None:
+    """Return where Beanie keeps the settings, or ``None`` where its getters are overridden."""
+    if not _is_model(cls):
+        return None
+    base = next(base for base in BEANIE_BASES if issubclass(cls, base))
+    below = super(SessionScopeMixin, cls)
+    for getter in (GETTER, "get_settings"):
+        if getattr(below, getter).__func__ is not getattr(base, getter).__func__:
+            return None
+    return "_document_settings" if base is Document else "_settings"
+
+
+def check_session(session: Session) -> Session:
+    """Return the session, or raise ``NotAClientError`` where it is none of this driver."""
+    if not isinstance(session, DRIVER.session_class):
+        raise NotAClientError(
+            f"A session of {DRIVER.name} is needed, which the installed Beanie uses, and this "
+            f"is a {type(session).__name__}. To run without a session use clear_session() or "
+            "outside_session()."
+        )
+    return session
+
+
+def plain_collection(model: Model) -> Any:
+    """Return the driver's collection of a class, or ``None`` where it is not initialised."""
+    if not _is_model(model):
+        return None
+    try:
+        bound = getattr(model, GETTER)()
+    except (AttributeError, CollectionWasNotInitialized, ViewWasNotInitialized):
+        return None
+    return None if bound is None else bound._scope_plain
+
+
+def linked_classes(model: type[Any]) -> dict[str, type[Any]]:
+    """Return the classes that the link fields of a class point to, by field."""
+    links = getattr(model, "_link_fields", None) or {}
+    return {name: link.document_class for name, link in links.items()}
+
+
+def _carry_links(cls: type[Any]) -> None:
+    for name in (*FETCHES, *CASCADES):
+        if hasattr(cls, name):
+            setattr(cls, name, _carrying(cls, name))
+
+
+def _carrying(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
+    """Wrap a method of a document so that it takes the linked documents into its scope."""
+    own = cls.__dict__.get(name)
+
+    @wraps(getattr(cls, name))
+    def method(self: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        call = own.__get__(self) if own is not None else getattr(super(cls, self), name)
+        if name in FETCHES or args or _cascades(kwargs.get("link_rule")):
+            session = kwargs.get("session")
+            variables = self._scope_variables
+            channel = resolve(variables) if session is None else borrow(session)
+            if channel is not None:
+                targets = _fetched(self, *args) if name in FETCHES else _written(self)
+                return _carried(channel, _to_carry(self, name, targets), call, args, kwargs)
+        return call(*args, **kwargs)  # type: ignore[no-any-return]
+
+    return method
+
+
+def _cascades(rule: WriteRules | DeleteRules | None) -> bool:
+    return rule is WriteRules.WRITE or rule is DeleteRules.DELETE_LINKS
+
+
+def _fetched(document: Any, field: str | None = None) -> set[type[Any]]:
+    """Return the classes that a fetch reads: of one link field, or of all."""
+    linked = linked_classes(type(document))
+    return {linked[field]} if field in linked else set(linked.values())
+
+
+def _written(document: Any) -> set[type[Any]]:
+    """Return the classes of the linked documents that are in memory."""
+    found: set[type[Any]] = set()
+    for name in linked_classes(type(document)):
+        value = getattr(document, name, None)
+        values = value if isinstance(value, list) else [value]
+        found.update(type(each) for each in values if isinstance(each, Document))
+    return found
+
+
+def _to_carry(document: Any, name: str, targets: set[type[Any]]) -> list[Variable]:
+    """Return the variables to bind, so that a method of a bound document stays in its scope."""
+    for target in targets:
+        if not issubclass(target, SessionScopeMixin):
+            raise ModelNotScopedError(
+                f"{type(document).__name__}.{name}() would also use {target.__name__}, which "
+                "has no SessionScopeMixin, so that part would run outside the transaction. "
+                f"Add the mixin: class {target.__name__}(SessionScopeMixin, Document)."
+            )
+    return [
+        target._scope_variable for target in targets if not put_outside(target._scope_variables)
+    ]
+
+
+async def _carried(
+    channel: SessionChannel,
+    variables: list[Variable],
+    call: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    block = Block()
+    block.enter(variables, channel)
+    try:
+        return await call(*args, **kwargs)
+    finally:
+        block.leave()

@@ -1,0 +1,410 @@
+"""One session scope: the life of a session and its transaction, from entry to exit.
+
+A scope moves through the states of ``ScopeState``, and only along ``TRANSITIONS``::
+
+    NEW -> OPEN -> COMMITTING -> COMMITTED
+                       |------> ABORTED      the server refused the commit
+                       |------> UNKNOWN      the outcome can't be known
+                -> ABORTING  -> ABORTED
+                -> ENDED                     no transaction, or one that was ended by hand
+
+Leaving the block without an exception means committed. Any exception means aborted, and
+it propagates unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+from .binding import SCOPE, Block, Variable, innermost
+from .channel import SessionChannel
+from .drivers import DRIVER, Client, Session
+from .errors import (
+    CommitUnknownError,
+    PropagationError,
+    Rollback,
+    ScopeReusedError,
+    TransactionAbortedError,
+    UnexpectedRollbackError,
+)
+
+logger = logging.getLogger("beanie_session_scope")
+
+Propagation = Literal["required", "requires_new", "mandatory", "never"]
+PROPAGATIONS: tuple[Propagation, ...] = ("required", "requires_new", "mandatory", "never")
+
+UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
+MAX_TIME_MS_EXPIRED = 50
+
+T = TypeVar("T")
+
+
+class ScopeState(Enum):
+    """Where a scope is in its life."""
+
+    NEW = "new"
+    OPEN = "open"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    ABORTING = "aborting"
+    ABORTED = "aborted"
+    UNKNOWN = "unknown"
+    ENDED = "ended"
+
+
+TRANSITIONS: dict[ScopeState, frozenset[ScopeState]] = {
+    ScopeState.NEW: frozenset({ScopeState.OPEN}),
+    ScopeState.OPEN: frozenset({ScopeState.COMMITTING, ScopeState.ABORTING, ScopeState.ENDED}),
+    ScopeState.COMMITTING: frozenset(
+        {ScopeState.COMMITTED, ScopeState.ABORTED, ScopeState.UNKNOWN}
+    ),
+    ScopeState.ABORTING: frozenset({ScopeState.ABORTED}),
+    ScopeState.COMMITTED: frozenset(),
+    ScopeState.ABORTED: frozenset(),
+    ScopeState.UNKNOWN: frozenset(),
+    ScopeState.ENDED: frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class ScopeOptions:
+    """The options of ``with_session``; ``None`` leaves the choice to the driver."""
+
+    propagation: Propagation = field(default="required", compare=False)
+    transaction: bool = True
+    read_concern: ReadConcern | None = None
+    write_concern: WriteConcern | None = None
+    read_preference: Any = None
+    max_commit_time_ms: int | None = None
+    causal_consistency: bool | None = None
+    snapshot: bool = False
+    timeout: float = field(default=120.0, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what can't work, before anything is sent or bound."""
+        if self.propagation not in PROPAGATIONS:
+            raise ValueError(
+                f"propagation={self.propagation!r} is not known: use one of "
+                f"{', '.join(map(repr, PROPAGATIONS))}."
+            )
+        if self.transaction and self.snapshot:
+            raise ValueError(
+                "snapshot=True is for reads without a transaction (MongoDB snapshot sessions): "
+                "add transaction=False, or ask for read_concern=ReadConcern('snapshot')."
+            )
+        if self.snapshot and self.causal_consistency:
+            raise ValueError(
+                "snapshot=True and causal_consistency=True exclude each other in MongoDB: "
+                "choose one."
+            )
+        if self.transaction and self.read_preference not in (None, ReadPreference.PRIMARY):
+            raise ValueError(
+                "A MongoDB transaction reads from the primary: leave read_preference out, or "
+                "use transaction=False to read elsewhere."
+            )
+        if not self.transaction:
+            self._refuse_transaction_options()
+        if not self.timeout > 0:
+            raise ValueError(f"timeout={self.timeout!r} must be a number of seconds above 0.")
+
+    def _refuse_transaction_options(self) -> None:
+        names = ("read_concern", "write_concern", "read_preference", "max_commit_time_ms")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} say how a transaction runs, and transaction=False opens "
+                "none: set them on the client, the database or the collection."
+            )
+
+    def session_options(self) -> dict[str, Any]:
+        """Return the arguments of the driver's ``start_session``."""
+        return {"causal_consistency": self.causal_consistency, "snapshot": self.snapshot}
+
+    def transaction_options(self) -> dict[str, Any]:
+        """Return the arguments of the driver's ``start_transaction``."""
+        return {
+            "read_concern": self.read_concern,
+            "write_concern": self.write_concern,
+            # The client may prefer secondaries, on which a transaction can't read.
+            "read_preference": self.read_preference or ReadPreference.PRIMARY,
+            "max_commit_time_ms": self.max_commit_time_ms,
+        }
+
+    def check_joinable(self, owner: ScopeOptions) -> None:
+        """Refuse to join a scope that runs otherwise than these options ask for.
+
+        Raises:
+            PropagationError: If an option was given that differs from the owner's.
+        """
+        for option in fields(self):
+            name = option.name
+            mine, theirs = getattr(self, name), getattr(owner, name)
+            # Whether there is a transaction is no detail: it must always agree.
+            silent = name != "transaction" and mine == option.default
+            if option.compare and mine != theirs and not silent:
+                raise PropagationError(
+                    f"This scope would join one that is open already, but asks for {name}="
+                    f"{mine!r} where that one runs with {theirs!r}. Give the option to the "
+                    'outer scope, or use propagation="requires_new".'
+                )
+
+
+class SessionScope:
+    """What ``with_session`` returns: an asynchronous context manager, to be entered once.
+
+    Entering it gives the driver's session. ``async with await with_session(...)`` works too.
+
+    Attributes:
+        options: The options that it was made with.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[], tuple[Client, list[Variable]]],
+        options: ScopeOptions,
+    ) -> None:
+        self.options = options
+        self._plan = plan
+        self._state = ScopeState.NEW
+        self._block = Block()
+        self._client: Client | None = None
+        self._channel: SessionChannel | None = None
+        self._owner: SessionScope | None = None
+        self._joined = False
+        self._rollback_only: str | None = None
+
+    def __await__(self) -> Generator[Any, None, SessionScope]:
+        """Return the scope itself, still to be entered."""
+        return self
+        yield  # makes this a generator, as __await__ must be
+
+    def __repr__(self) -> str:
+        """Show the state; no connection string."""
+        return f"<SessionScope {self.state.value}>"
+
+    @property
+    def state(self) -> ScopeState:
+        """Where the scope is in its life; a joined one follows the scope that it joined."""
+        return self._owner.state if self._owner is not None else self._state
+
+    @property
+    def session(self) -> Session | None:
+        """The driver's session; ``None`` before the scope is entered."""
+        return self._channel.session if self._channel is not None else None
+
+    @property
+    def client(self) -> Client | None:
+        """The client of the session; ``None`` before the scope is entered."""
+        return self._client
+
+    @property
+    def rollback_only(self) -> bool:
+        """Whether the transaction can only be rolled back."""
+        owner = self._owner or self
+        return owner._rollback_only is not None
+
+    def set_rollback_only(self, reason: str) -> None:
+        """Let the transaction end in a rollback, however the block is left.
+
+        Args:
+            reason: Why, for the message of the ``UnexpectedRollbackError`` that leaving the
+                block without an exception then raises.
+        """
+        owner = self._owner or self
+        owner._rollback_only = owner._rollback_only or reason
+
+    async def __aenter__(self) -> Session:
+        """Open or join a scope and bind the classes.
+
+        Returns:
+            The driver's session.
+        """
+        if self._state is not ScopeState.NEW:
+            raise ScopeReusedError(
+                "This scope was entered before, and a scope is entered once: call "
+                "with_session() again for another transaction."
+            )
+        self._client, variables = self._plan()
+        outer = self._joinable(innermost(self._client))
+        self._move(ScopeState.OPEN)
+        if outer is None:
+            self._channel = await self._open()
+        else:
+            self._channel, self._owner, self._joined = outer, outer.scope, True
+        self._block.enter([SCOPE, *variables], self._channel)
+        return self._channel.session
+
+    def _joinable(self, open_channel: SessionChannel | None) -> SessionChannel | None:
+        """Return the channel to join, or ``None`` where this scope starts its own."""
+        how = self.options.propagation
+        if how == "mandatory" and open_channel is None:
+            raise PropagationError(
+                'propagation="mandatory" joins an open scope, and none is open on this client '
+                "here: open one around this call."
+            )
+        if how == "never" and open_channel is not None:
+            raise PropagationError(
+                'propagation="never" refuses to run inside a scope, and one is open on this '
+                'client: call it outside, or use propagation="requires_new".'
+            )
+        if how == "requires_new" or open_channel is None:
+            return None
+        self.options.check_joinable(
+            open_channel.scope.options
+            if open_channel.scope is not None
+            else ScopeOptions(transaction=bool(open_channel.session.in_transaction))
+        )
+        return open_channel
+
+    async def _open(self) -> SessionChannel:
+        options = self.options
+        session = await DRIVER.start_session(self._client, **options.session_options())
+        if options.transaction:
+            try:
+                await DRIVER.start_transaction(session, **options.transaction_options())
+            except BaseException:
+                await session.end_session()
+                raise
+        return SessionChannel(session, self, transaction=options.transaction)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        """Commit or abort, end the session, and restore every binding.
+
+        Returns:
+            ``True`` where the owner of the transaction is left by ``Rollback``.
+
+        Raises:
+            UnexpectedRollbackError: If the block was left normally, but is rollback-only.
+            TransactionAbortedError: If the block was left normally, but an error that it
+                caught had ended the transaction.
+            CommitUnknownError: If the outcome of the commit can't be known.
+        """
+        try:
+            if self._joined:
+                self._leave_joined(exc)
+                return False
+            await settle(self._finish(exc))
+            return isinstance(exc, Rollback)
+        finally:
+            self._block.leave()
+
+    def _leave_joined(self, exc: BaseException | None) -> None:
+        self._move(ScopeState.ENDED)
+        if exc is not None and self._owner is not None:
+            self.set_rollback_only(f"a block that had joined it failed: {type(exc).__name__}")
+
+    async def _finish(self, exc: BaseException | None) -> None:
+        """End the transaction and the session, in a task that nobody cancels."""
+        channel = self._channel
+        assert channel is not None
+        await channel.close("it was left" if exc is None else f"{type(exc).__name__} ended it")
+        try:
+            if not channel.transaction or not channel.session.in_transaction:
+                self._move(ScopeState.ENDED)
+            elif exc is None and self._rollback_only is None and channel.failure is None:
+                await self._commit(channel.session)
+            else:
+                await self._abort(channel.session)
+        finally:
+            await channel.session.end_session()
+        if exc is None:
+            self._refuse_silent_rollback(channel)
+
+    def _refuse_silent_rollback(self, channel: SessionChannel) -> None:
+        """Raise where leaving normally would wrongly mean committed."""
+        if self._rollback_only is not None:
+            raise UnexpectedRollbackError(
+                f"The transaction was rolled back, because {self._rollback_only}. The block was "
+                "left normally, which would have meant committed: let the error leave the "
+                "block, or raise Rollback to say that nothing should stay."
+            )
+        if channel.failure is not None:
+            raise TransactionAbortedError(
+                f"The transaction was rolled back: {type(channel.failure).__name__} in one of "
+                "its operations had ended it on the server, although the code caught that "
+                "error. Let such an error leave the block, then run the block again."
+            ) from channel.failure
+
+    async def _commit(self, session: Session) -> None:
+        """Commit; again while the outcome is unknown (transactions specification)."""
+        self._move(ScopeState.COMMITTING)
+        deadline = time.monotonic() + self.options.timeout
+        while True:
+            try:
+                await session.commit_transaction()
+            except PyMongoError as error:
+                if not error.has_error_label(UNKNOWN_COMMIT):
+                    self._move(ScopeState.ABORTED)
+                    raise
+                if _out_of_time(error) or time.monotonic() >= deadline:
+                    self._move(ScopeState.UNKNOWN)
+                    raise CommitUnknownError(
+                        "The commit was sent, and no answer says whether it was applied. Read "
+                        "the data before doing the work again: it may be there."
+                    ) from error
+            else:
+                self._move(ScopeState.COMMITTED)
+                return
+
+    async def _abort(self, session: Session) -> None:
+        self._move(ScopeState.ABORTING)
+        try:
+            await session.abort_transaction()
+        except PyMongoError:
+            # The server aborts by itself what it is not told to commit, and what the user
+            # must see is the exception that left the block.
+            logger.warning("Aborting a transaction failed", exc_info=True)
+        self._move(ScopeState.ABORTED)
+
+    def _move(self, state: ScopeState) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise RuntimeError(f"A scope can't go from {self._state.value} to {state.value}.")
+        self._state = state
+
+
+def _out_of_time(error: PyMongoError) -> bool:
+    """Tell whether the commit ran into its own ``max_commit_time_ms``."""
+    return isinstance(error, OperationFailure) and error.code == MAX_TIME_MS_EXPIRED
+
+
+async def settle(work: Coroutine[Any, Any, T]) -> T:
+    """Run something to its end, however often the running task is cancelled meanwhile.
+
+    Args:
+        work: What must not be left half done.
+
+    Returns:
+        What the work returns.
+
+    Raises:
+        asyncio.CancelledError: If the task was cancelled; only after the work ended.
+    """
+    task = asyncio.ensure_future(work)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is not None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("Ending a cancelled scope failed", exc_info=task.exception())
+        raise cancellation
+    return task.result()
