@@ -12,9 +12,10 @@ mixin that
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from .binding import SCOPE, Block, Variable, innermost, resolve
 from .channel import borrow
@@ -25,7 +26,14 @@ from .errors import (
     ModelNotScopedError,
     NotAClientError,
 )
-from .mixin import SessionScopeMixin, check_session, linked_classes, models, plain_collection
+from .mixin import (
+    SessionScopeMixin,
+    check_session,
+    linked_classes,
+    models,
+    plain_collection,
+    settings_of,
+)
 from .scope import Propagation, ScopeOptions, SessionScope
 
 Models = Iterable[type[SessionScopeMixin]]
@@ -220,7 +228,44 @@ def plan(
             f"client must be a {DRIVER.client_class.__name__} of {DRIVER.name}, the driver that "
             f"the installed Beanie uses, and is {_describe(client)}."
         )
-    stored = {m: c for m in models() if (c := plain_collection(m)) is not None}
+    every = models()
+    settings = settings_of(every)
+    key = (id(client), None if named is None else tuple(named))
+    known = _plans.get(key)
+    if known is not None and settings is not None and _same(known.settings, settings):
+        return known.client, known.variables
+    found = _Plan(settings, *_plan(client, named, every))
+    if settings is not None:
+        if len(_plans) >= 1_000:
+            _plans.clear()
+        _plans[key] = found
+    return found.client, found.variables
+
+
+class _Plan(NamedTuple):
+    """What was planned, and the settings objects of all classes for which it holds."""
+
+    settings: list[object] | None
+    client: Client
+    variables: list[Variable]
+
+
+# Planning looks at every class. It is done again only when a class came or went, or was
+# initialised anew; that the client's id can't be taken over is seen to by the plan's
+# reference to it.
+_plans: dict[tuple[int, tuple[type[SessionScopeMixin], ...] | None], _Plan] = {}
+
+
+def _same(known: list[object] | None, now: list[object]) -> bool:
+    return known is not None and len(known) == len(now) and all(map(operator.is_, known, now))
+
+
+def _plan(
+    client: Client | None,
+    named: list[type[SessionScopeMixin]] | None,
+    every: list[type[SessionScopeMixin]],
+) -> tuple[Client, list[Variable]]:
+    stored = {m: c for m in every if (c := plain_collection(m)) is not None}
     for model in named or ():
         if model not in stored:
             raise ModelNotInitializedError(

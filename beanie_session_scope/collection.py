@@ -153,6 +153,10 @@ _WHY_REFUSED = {
 }
 
 
+# Looked up once: it runs for every document of every cursor.
+_buffered = DRIVER.buffered
+
+
 def refuse(name: str) -> UnsupportedInTransactionError:
     """Make the error for a method that can't run in a scope."""
     if OPERATIONS.get(name) is Kind.SCHEMA:
@@ -190,7 +194,7 @@ class BoundCursor:
         Raises:
             ScopeClosedError: If the scope is over.
         """
-        if self._channel.closed_because is None and DRIVER.buffered(self._cursor):
+        if self._channel.closed_because is None and _buffered(self._cursor):
             return self._next()
         return self._channel.run(type(self._cursor).__anext__, self._cursor)
 

@@ -43,6 +43,10 @@ class Driver(ABC):
         """Start a transaction; sends nothing, the first operation opens it on the server."""
 
     @abstractmethod
+    async def end_session(self, session: Session) -> None:
+        """End a session; sends nothing where its transaction has ended."""
+
+    @abstractmethod
     def buffered(self, cursor: Any) -> int:
         """Return how many documents a cursor can give without a command."""
 
@@ -71,9 +75,16 @@ class PyMongoAsync(Driver):
         """Start a transaction; ``start_transaction`` is a coroutine function here."""
         await session.start_transaction(**options)
 
+    async def end_session(self, session: Session) -> None:
+        """End the session."""
+        await session.end_session()
+
     def buffered(self, cursor: Any) -> int:
         """Return the length of the buffer; 0, which is always safe, where there is none."""
-        return len(getattr(cursor, "_data", ()))
+        try:
+            return len(cursor._data)
+        except AttributeError:
+            return 0
 
 
 class Motor(Driver):
@@ -103,9 +114,19 @@ class Motor(Driver):
         """Start a transaction; ``start_transaction`` is a plain function here."""
         session.start_transaction(**options)
 
+    async def end_session(self, session: Session) -> None:
+        """End the session; in a thread only where that sends a command, an abort."""
+        if session.in_transaction:
+            await session.end_session()
+        else:
+            session.delegate.end_session()
+
     def buffered(self, cursor: Any) -> int:
         """Return the length of the delegate's buffer; a latent cursor has none yet."""
-        return len(getattr(cursor.delegate, "_data", ()))
+        try:
+            return len(cursor.delegate._data)
+        except AttributeError:
+            return 0
 
 
 DRIVER: Driver = PyMongoAsync() if hasattr(Document, "get_pymongo_collection") else Motor()

@@ -7,11 +7,11 @@ Beanie 2.x and ``get_motor_collection`` in 1.x. The mixin answers it with a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ClassVar, TypeAlias
-from weakref import WeakSet
+from weakref import ref
 
 from beanie import DeleteRules, Document, UnionDoc, View, WriteRules
 from beanie.exceptions import CollectionWasNotInitialized, ViewWasNotInitialized
@@ -37,7 +37,7 @@ else:
 FETCHES = ("fetch_all_links", "fetch_link")
 CASCADES = ("delete", "hard_delete", "insert", "replace", "save")
 
-_models: WeakSet[Model] = WeakSet()
+_models: list[ref[Model]] = []
 
 
 class SessionScopeMixin:
@@ -75,7 +75,7 @@ class SessionScopeMixin:
         cls._scope_settings = _settings_attribute(cls)
         if not any(_is_model(base) for base in cls.__bases__) and _is_model(cls):
             _carry_links(cls)
-        _models.add(cls)
+        _models.append(ref(cls, _models.remove))
 
     @classmethod
     def set_session(cls, session: Session) -> Token:
@@ -162,9 +162,21 @@ setattr(SessionScopeMixin, GETTER, classmethod(_get_collection))
 SessionScopeMixin.get_settings = classmethod(_get_settings)  # type: ignore[attr-defined]
 
 
-def models() -> Iterator[Model]:
-    """Iterate over every class that has the mixin."""
-    return iter(list(_models))
+def models() -> list[Model]:
+    """Return every class that has the mixin."""
+    return [model for reference in _models if (model := reference()) is not None]
+
+
+def settings_of(every: list[Model]) -> list[object] | None:
+    """Return Beanie's settings object of each class, by which a new initialisation is told.
+
+    Returns:
+        The objects; ``None`` where the collection of a class does not depend on them alone.
+    """
+    try:
+        return [getattr(model, model._scope_settings, None) for model in every]  # type: ignore[arg-type]
+    except TypeError:  # a getter is overridden, so there is no attribute to look at
+        return None
 
 
 def _is_model(cls: type[Any]) -> bool:

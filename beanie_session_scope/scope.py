@@ -29,7 +29,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from .binding import SCOPE, Block, Variable, innermost
-from .channel import SessionChannel
+from .channel import SessionChannel, outcome
 from .drivers import DRIVER, Client, Session
 from .errors import (
     CommitUnknownError,
@@ -78,7 +78,7 @@ TRANSITIONS: dict[ScopeState, frozenset[ScopeState]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ScopeOptions:
     """The options of ``with_session``; ``None`` leaves the choice to the driver."""
 
@@ -275,7 +275,7 @@ class SessionScope:
             try:
                 await DRIVER.start_transaction(session, **options.transaction_options())
             except BaseException:
-                await session.end_session()
+                await DRIVER.end_session(session)
                 raise
         return SessionChannel(session, self, transaction=options.transaction)
 
@@ -323,7 +323,7 @@ class SessionScope:
             else:
                 await self._abort(channel.session)
         finally:
-            await channel.session.end_session()
+            await DRIVER.end_session(channel.session)
         if exc is None:
             self._refuse_silent_rollback(channel)
 
@@ -400,11 +400,11 @@ async def settle(work: Coroutine[Any, Any, T]) -> T:
     cancellation: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.wait([task])
+            return await outcome(task)
         except asyncio.CancelledError as error:
             cancellation = error
-    if cancellation is not None:
-        if not task.cancelled() and task.exception() is not None:
+    if cancellation is not None and not task.cancelled():
+        if task.exception() is not None:
             logger.error("Ending a cancelled scope failed", exc_info=task.exception())
         raise cancellation
     return task.result()

@@ -1,0 +1,57 @@
+"""A real server for every test: the one of ``MONGODB_URI``, or an embedded replica set."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from beanie import init_beanie
+from models import COLLECTIONS, MODELS
+from wire import DATABASE, Wire
+
+from beanie_session_scope.drivers import DRIVER
+from beanie_session_scope.testing import ReplicaSet
+
+
+@pytest.fixture(scope="session")
+def server_uri() -> Iterator[str]:
+    """The server that the tests use."""
+    if uri := os.environ.get("MONGODB_URI"):
+        yield uri
+    else:
+        with ReplicaSet() as replica_set:
+            yield replica_set.uri
+
+
+@pytest.fixture
+def wire() -> Wire:
+    """What the client of the test sends."""
+    return Wire()
+
+
+@pytest_asyncio.fixture
+async def client(server_uri: str, wire: Wire) -> AsyncIterator[Any]:
+    """A client of the installed driver, its classes initialised and their data gone."""
+    client = DRIVER.client_class(server_uri, event_listeners=[wire])
+    await init_beanie(database=client[DATABASE], document_models=MODELS)
+    existing = await client[DATABASE].list_collection_names()
+    for name in COLLECTIONS:
+        if name in existing:
+            await client[DATABASE][name].delete_many({})
+        else:
+            # Two transactions that both create the collection would conflict.
+            await client[DATABASE].create_collection(name)
+    yield client
+    closing = client.close()
+    if inspect.isawaitable(closing):
+        await closing
+
+
+@pytest.fixture
+def database(client: Any) -> Any:
+    """The driver's own database: what it reads is what the server holds."""
+    return client[DATABASE]

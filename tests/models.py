@@ -1,0 +1,185 @@
+"""The document classes of the tests, and the collections that they live in.
+
+``Item`` and its like have the same fields, so that one list of operations runs on each:
+``Leaf`` is bound through its parent or its sibling, ``Linked`` through a link.
+"""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional  # noqa: UP035 - Beanie 1.26 evaluates these itself
+
+from beanie import BackLink, Document, DocumentWithSoftDelete, Link, UnionDoc, View
+from pydantic import Field
+
+from beanie_session_scope import SessionScopeMixin
+
+
+class Item(SessionScopeMixin, Document):
+    name: str = "new"
+    n: int = 0
+
+    class Settings:
+        name = "item"
+        use_state_management = True
+
+
+class Root(SessionScopeMixin, Document):
+    name: str = "new"
+    n: int = 0
+
+    class Settings:
+        name = "root"
+        is_root = True
+        use_state_management = True
+
+
+class Leaf(Root):
+    leaf: int = 1
+
+
+class Sibling(Root):
+    sibling: int = 1
+
+
+class Linked(SessionScopeMixin, Document):
+    name: str = "new"
+    n: int = 0
+
+    class Settings:
+        name = "linked"
+        use_state_management = True
+
+
+class Holder(SessionScopeMixin, Document):
+    name: str = "new"
+    one: Optional[Link[Linked]] = None  # noqa: UP045
+    many: List[Link[Linked]] = []  # noqa: UP006
+
+    class Settings:
+        name = "holder"
+
+
+class Owner(SessionScopeMixin, Document):
+    name: str = "new"
+    pets: List[Link["Pet"]] = []  # noqa: UP006
+
+    class Settings:
+        name = "owner"
+
+
+class Pet(SessionScopeMixin, Document):
+    name: str = "new"
+    owners: List[BackLink[Owner]] = Field(  # noqa: UP006
+        default_factory=list, json_schema_extra={"original_field": "pets"}
+    )
+
+    class Settings:
+        name = "pet"
+
+
+class Union(SessionScopeMixin, UnionDoc):
+    class Settings:
+        name = "union"
+        class_id = "_class_id"
+
+
+class Member(SessionScopeMixin, Document):
+    name: str = "new"
+    n: int = 0
+
+    class Settings:
+        union_doc = Union
+        use_state_management = True
+
+
+class OtherMember(SessionScopeMixin, Document):
+    name: str = "new"
+
+    class Settings:
+        union_doc = Union
+
+
+class Note(SessionScopeMixin, DocumentWithSoftDelete):
+    name: str = "new"
+    n: int = 0
+
+    class Settings:
+        name = "note"
+        use_state_management = True
+
+
+class ItemView(SessionScopeMixin, View):
+    name: str
+    n: int
+
+    class Settings:
+        name = "item_view"
+        source = Item
+        pipeline: List[Any] = [{"$match": {"n": {"$gte": 0}}}]  # noqa: RUF012, UP006
+
+
+class Cached(SessionScopeMixin, Document):
+    name: str = "new"
+    n: int = 0
+
+    class Settings:
+        name = "cached"
+        use_cache = True
+
+
+class Unlisted(SessionScopeMixin, Document):
+    name: str = "new"
+
+    class Settings:
+        name = "unlisted"
+
+
+class Plain(Document):
+    name: str = "new"
+
+    class Settings:
+        name = "plain"
+
+
+class HolderOfPlain(SessionScopeMixin, Document):
+    name: str = "new"
+    one: Optional[Link[Plain]] = None  # noqa: UP045
+    many: List[Link[Plain]] = []  # noqa: UP006
+
+    class Settings:
+        name = "holder_of_plain"
+
+
+MODELS: list[Any] = [
+    Item,
+    Root,
+    Leaf,
+    Sibling,
+    Linked,
+    Holder,
+    Owner,
+    Pet,
+    Union,
+    Member,
+    OtherMember,
+    Note,
+    ItemView,
+    Cached,
+    Unlisted,
+    Plain,
+    HolderOfPlain,
+]
+COLLECTIONS = (
+    "item",
+    "root",
+    "linked",
+    "holder",
+    "owner",
+    "pet",
+    "union",
+    "note",
+    "cached",
+    "unlisted",
+    "plain",
+    "holder_of_plain",
+)
