@@ -122,11 +122,11 @@ class Motor(Driver):
             session.delegate.end_session()
 
     def buffered(self, cursor: Any) -> int:
-        """Return the length of the delegate's buffer; a latent cursor has none yet."""
+        """Return the length of the delegate's buffer, which older PyMongo calls otherwise."""
         try:
             return len(cursor.delegate._data)
         except AttributeError:
-            return 0
+            return int(cursor._buffer_size())
 
 
 DRIVER: Driver = PyMongoAsync() if hasattr(Document, "get_pymongo_collection") else Motor()

@@ -4,8 +4,6 @@
 ``Leaf`` is bound through its parent or its sibling, ``Linked`` through a link.
 """
 
-from __future__ import annotations
-
 from typing import Any, List, Optional  # noqa: UP035 - Beanie 1.26 evaluates these itself
 
 from beanie import BackLink, Document, DocumentWithSoftDelete, Link, UnionDoc, View
@@ -59,22 +57,22 @@ class Holder(SessionScopeMixin, Document):
         name = "holder"
 
 
-class Owner(SessionScopeMixin, Document):
-    name: str = "new"
-    pets: List[Link["Pet"]] = []  # noqa: UP006
-
-    class Settings:
-        name = "owner"
-
-
 class Pet(SessionScopeMixin, Document):
     name: str = "new"
-    owners: List[BackLink[Owner]] = Field(  # noqa: UP006
-        default_factory=list, json_schema_extra={"original_field": "pets"}
+    owners: List[BackLink["Owner"]] = Field(  # noqa: UP006
+        json_schema_extra={"original_field": "pets"}
     )
 
     class Settings:
         name = "pet"
+
+
+class Owner(SessionScopeMixin, Document):
+    name: str = "new"
+    pets: List[Link[Pet]] = []  # noqa: UP006
+
+    class Settings:
+        name = "owner"
 
 
 class Union(SessionScopeMixin, UnionDoc):

@@ -64,8 +64,10 @@ async def _iterate(cursor: Any) -> list[Any]:
     return [each async for each in cursor]
 
 
-async def _next(cursor: Any) -> object:
-    return await cursor.__anext__()
+async def _first(cursor: Any) -> object:
+    async for each in cursor:
+        return each
+    return None
 
 
 async def _bulk(model: Any, _: Any) -> object:
@@ -174,7 +176,7 @@ DOCUMENT: dict[str, Run] = {
     "FindMany.update_many": lambda m, d: _query(m).update_many(Inc({"n": 1})),
     "FindMany.upsert": lambda m, d: _upsert(m, _nothing(m)),
     "FindMany.__aiter__": lambda m, d: _iterate(_query(m)),
-    "FindMany.__anext__": lambda m, d: _next(_query(m)),
+    "FindMany.__anext__": lambda m, d: _first(_query(m)),
     "FindOne.count": lambda m, d: _one(m).count(),
     "FindOne.current_date": lambda m, d: _one(m).current_date({"at": True}),
     "FindOne.delete": lambda m, d: _one(m).delete(),

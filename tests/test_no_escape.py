@@ -50,7 +50,7 @@ from beanie_session_scope import (
     outside_session,
     with_session,
 )
-from beanie_session_scope.collection import CURSOR_OPERATIONS, Kind
+from beanie_session_scope.collection import CURSOR_OPERATIONS, BoundCollection, Kind
 from beanie_session_scope.collection import OPERATIONS as COLLECTION_OPERATIONS
 from beanie_session_scope.drivers import DRIVER
 from beanie_session_scope.mixin import GETTER
@@ -101,8 +101,7 @@ class TestTables:
         assert public - set(CURSOR_OPERATIONS) == set()
 
     def test_a_method_that_the_table_does_not_know_is_refused(self) -> None:
-        bound = collection_of(Item).__class__
-        own = {name for name in vars(bound) if not name.startswith("_")}
+        own = {name for name in vars(BoundCollection) if not name.startswith("_")}
         functions = {
             name
             for name, _ in inspect.getmembers(DRIVER.collection_class, inspect.isfunction)
@@ -285,7 +284,7 @@ class TestTheCollection:
             ("watch", ()),
         ],
     )
-    async def test_refuses_in_a_transaction_what_can_not_be_done_there(
+    async def test_refuses_in_a_scope_what_can_not_be_done_there(
         self, client: Any, wire: Wire, name: str, arguments: tuple[Any, ...]
     ) -> None:
         async with with_session(client=client, collections=[Item]):
