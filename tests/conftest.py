@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from beanie import init_beanie
 from models import COLLECTIONS, MODELS
-from wire import DATABASE, Wire
+from wire import APP_NAME, DATABASE, FailPoint, Wire, fail_point_of
 
 from beanie_session_scope.drivers import DRIVER
 from beanie_session_scope.testing import ReplicaSet
@@ -28,6 +28,12 @@ def server_uri() -> Iterator[str]:
 
 
 @pytest.fixture
+def fail_point(server_uri: str) -> FailPoint:
+    """Make commands of the test's client fail, or slow."""
+    return fail_point_of(server_uri)
+
+
+@pytest.fixture
 def wire() -> Wire:
     """What the client of the test sends."""
     return Wire()
@@ -36,7 +42,7 @@ def wire() -> Wire:
 @pytest_asyncio.fixture
 async def client(server_uri: str, wire: Wire) -> AsyncIterator[Any]:
     """A client of the installed driver, its classes initialised and their data gone."""
-    client = DRIVER.client_class(server_uri, event_listeners=[wire])
+    client = DRIVER.client_class(server_uri, event_listeners=[wire], appname=APP_NAME)
     await init_beanie(database=client[DATABASE], document_models=MODELS)
     existing = await client[DATABASE].list_collection_names()
     for name in COLLECTIONS:

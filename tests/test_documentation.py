@@ -22,6 +22,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any
 from uuid import uuid4
@@ -41,7 +42,10 @@ MAJOR = "2" if hasattr(Document, "get_pymongo_collection") else "1"
 READERS_URI = "mongodb://localhost:27017/?replicaSet=rs0"
 READERS_DATABASE = '"shop"'
 
-BLOCK = re.compile(r"^(?:<!-- (?P<tags>.*) -->\n)?```python\n(?P<code>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<tags>[^\n]*) -->\n)?(?P<indent>[ ]*)```python\n(?P<code>.*?)^(?P=indent)```$",
+    re.M | re.S,
+)
 FENCE = re.compile(r"^[ >]*(?:```|~~~)[ ]*(\S+).*$", re.M)
 LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)#]+)")
 LANGUAGES = {"python", "console", "text"}
@@ -81,7 +85,7 @@ def blocks_of(page: Path) -> list[Block]:
 def _blocks(page: Path, text: str) -> Iterator[Block]:
     for match in BLOCK.finditer(text):
         tags = dict(tag.split(": ") for tag in (match["tags"] or "").split(", ") if tag)
-        yield Block(page, text.count("\n", 0, match.start("code")), match["code"], tags)
+        yield Block(page, text.count("\n", 0, match.start("code")), dedent(match["code"]), tags)
 
 
 @pytest.fixture
@@ -158,12 +162,18 @@ class TestBlocks:
         with pytest.raises(AssertionError) as raised:
             run_to_end(block)
 
-        assert raised.traceback[-1].path == Path("page.md").absolute()
-        assert raised.traceback[-1].lineno == 3
+        where = raised.traceback[-1]
+        assert (Path(where.path).name, where.lineno + 1) == ("page.md", 4)
 
     def test_code_after_an_await_is_run(self) -> None:
         text = "```python\nimport asyncio\n\nawait asyncio.sleep(0)\nassert False\n```\n"
         (block,) = _blocks(Path("page.md"), text)
+
+        with pytest.raises(AssertionError):
+            run_to_end(block)
+
+    def test_a_block_in_a_list_is_run(self) -> None:
+        (block,) = _blocks(Path("page.md"), "* text\n\n  ```python\n  assert False\n  ```\n")
 
         with pytest.raises(AssertionError):
             run_to_end(block)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from pymongo import MongoClient
 from pymongo.monitoring import (
     CommandFailedEvent,
     CommandListener,
@@ -14,6 +15,9 @@ from pymongo.monitoring import (
 )
 
 DATABASE = "beanie_session_scope_tests"
+APP_NAME = "beanie_session_scope_tests"
+
+FailPoint = Callable[..., AbstractContextManager[None]]
 ENDS = ("commitTransaction", "abortTransaction")
 
 
@@ -65,3 +69,38 @@ def outside(events: list[CommandStartedEvent], session: Any) -> list[str]:
         or "txnNumber" not in event.command
         or event.command.get("autocommit") is not False
     ]
+
+
+def fail_point_of(uri: str) -> FailPoint:
+    """Return what turns the ``failCommand`` fail point on for the tests' own client.
+
+    It works on any server that runs with ``enableTestCommands=1``, the one of
+    ``MONGODB_URI`` included.
+    """
+
+    @contextmanager
+    def fail_point(
+        *commands: str,
+        times: int | None = None,
+        block_ms: int | None = None,
+        error_code: int | None = None,
+        labels: list[str] | None = None,
+        close_connection: bool = False,
+    ) -> Iterator[None]:
+        data: Mapping[str, Any] = {
+            "failCommands": list(commands),
+            "appName": APP_NAME,
+            **({"blockConnection": True, "blockTimeMS": block_ms} if block_ms else {}),
+            **({"errorCode": error_code} if error_code else {}),
+            **({"errorLabels": labels} if labels is not None else {}),
+            **({"closeConnection": True} if close_connection else {}),
+        }
+        with MongoClient[Any](uri) as admin:
+            mode = {"times": times} if times else "alwaysOn"
+            admin.admin.command("configureFailPoint", "failCommand", mode=mode, data=data)
+            try:
+                yield
+            finally:
+                admin.admin.command("configureFailPoint", "failCommand", mode="off")
+
+    return fail_point
