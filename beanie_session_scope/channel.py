@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from pymongo.errors import OperationFailure, PyMongoError
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 ILLEGAL_OPERATION = 20
 """The code with which a standalone server answers to a transaction number."""
-
-T = TypeVar("T")
 
 _channels: WeakValueDictionary[int, SessionChannel] = WeakValueDictionary()
 
@@ -146,7 +144,8 @@ class SessionChannel:
             if not self._guarded:
                 return await call(owner, *args, **kwargs)
             in_flight = self._in_flight = asyncio.ensure_future(call(owner, *args, **kwargs))
-            result = await outcome(in_flight)
+            await wait_for(in_flight)
+            result = in_flight.result()
             self._guarded = DRIVER.outlives_cancellation
             return result
         except PyMongoError as error:
@@ -190,10 +189,10 @@ class SessionChannel:
             self.closed_because = because
 
 
-async def outcome(work: asyncio.Future[T]) -> T:
-    """Wait for a future without cancelling it when the waiting task is cancelled.
+async def wait_for(work: asyncio.Future[Any]) -> None:
+    """Wait until a future is done, without cancelling it when the waiting task is cancelled.
 
-    ``asyncio.shield`` for one waiter and without its cost: this is on the way of every
+    ``asyncio.wait`` for one future and without its cost: this is on the way of every
     operation that Motor runs.
     """
     waiter: asyncio.Future[None] = work.get_loop().create_future()
@@ -204,7 +203,6 @@ async def outcome(work: asyncio.Future[T]) -> T:
 
     work.add_done_callback(wake)
     await waiter
-    return work.result()
 
 
 def channel_of(session: Session) -> SessionChannel | None:

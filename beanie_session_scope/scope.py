@@ -29,7 +29,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from .binding import SCOPE, Block, Variable, innermost
-from .channel import SessionChannel, outcome
+from .channel import SessionChannel, wait_for
 from .drivers import DRIVER, Client, Session
 from .errors import (
     CommitUnknownError,
@@ -400,7 +400,7 @@ async def settle(work: Coroutine[Any, Any, T]) -> T:
     cancellation: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            return await outcome(task)
+            await wait_for(task)
         except asyncio.CancelledError as error:
             cancellation = error
     if cancellation is not None and not task.cancelled():
