@@ -13,8 +13,9 @@ it a task that was started in the scope or a cursor that was opened there, is to
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from pymongo.errors import OperationFailure, PyMongoError
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 ILLEGAL_OPERATION = 20
 """The code with which a standalone server answers to a transaction number."""
+
+logger = logging.getLogger("beanie_session_scope")
+
+T = TypeVar("T")
 
 _channels: WeakValueDictionary[int, SessionChannel] = WeakValueDictionary()
 
@@ -68,6 +73,7 @@ class SessionChannel:
         self._in_flight: asyncio.Future[Any] | None = None
         # The first operation of a transaction is the one that opens it on the server. Were
         # it abandoned half-way, an abort could overtake it and leave the transaction open.
+        # Of a session that somebody else owns, nobody can tell which operation that is.
         self._guarded = transaction or DRIVER.outlives_cancellation
         _channels[id(session)] = self
 
@@ -134,6 +140,7 @@ class SessionChannel:
         """
         await self._lock.acquire()
         in_flight: asyncio.Future[Any] | None = None
+        guarded = self._guarded or (self.scope is None and self.session.in_transaction)
         try:
             if (
                 self.closed_because is not None
@@ -141,9 +148,12 @@ class SessionChannel:
                 or (self.transaction and not self.session.in_transaction)
             ):
                 self.check_open()
-            if not self._guarded:
+            if not guarded:
                 return await call(owner, *args, **kwargs)
             in_flight = self._in_flight = asyncio.ensure_future(call(owner, *args, **kwargs))
+            if self.scope is None:
+                # The owner of the session ends its transaction without asking this channel.
+                return await settle(in_flight)
             await wait_for(in_flight)
             result = in_flight.result()
             self._guarded = DRIVER.outlives_cancellation
@@ -203,6 +213,31 @@ async def wait_for(work: asyncio.Future[Any]) -> None:
 
     work.add_done_callback(wake)
     await waiter
+
+
+async def settle(work: asyncio.Future[T]) -> T:
+    """Wait for a future to its end, however often the running task is cancelled meanwhile.
+
+    Args:
+        work: What must not be left half done.
+
+    Returns:
+        Its result.
+
+    Raises:
+        asyncio.CancelledError: If the task was cancelled; only after the work ended.
+    """
+    cancellation: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await wait_for(work)
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is None:
+        return work.result()
+    if not work.cancelled() and work.exception() is not None:
+        logger.error("What a cancelled task had begun has failed", exc_info=work.exception())
+    raise cancellation
 
 
 def channel_of(session: Session) -> SessionChannel | None:

@@ -17,11 +17,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
@@ -29,7 +29,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from .binding import SCOPE, Block, Variable, innermost
-from .channel import SessionChannel, wait_for
+from .channel import SessionChannel, settle
 from .drivers import DRIVER, Client, Session
 from .errors import (
     CommitUnknownError,
@@ -47,8 +47,6 @@ PROPAGATIONS: tuple[Propagation, ...] = ("required", "requires_new", "mandatory"
 
 UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
 MAX_TIME_MS_EXPIRED = 50
-
-T = TypeVar("T")
 
 
 class ScopeState(Enum):
@@ -300,7 +298,7 @@ class SessionScope:
             if self._joined:
                 self._leave_joined(exc)
                 return False
-            await settle(self._finish(exc))
+            await settle(asyncio.ensure_future(self._finish(exc)))
             return isinstance(exc, Rollback)
         finally:
             self._block.leave()
@@ -382,29 +380,3 @@ class SessionScope:
 def _out_of_time(error: PyMongoError) -> bool:
     """Tell whether the commit ran into its own ``max_commit_time_ms``."""
     return isinstance(error, OperationFailure) and error.code == MAX_TIME_MS_EXPIRED
-
-
-async def settle(work: Coroutine[Any, Any, T]) -> T:
-    """Run something to its end, however often the running task is cancelled meanwhile.
-
-    Args:
-        work: What must not be left half done.
-
-    Returns:
-        What the work returns.
-
-    Raises:
-        asyncio.CancelledError: If the task was cancelled; only after the work ended.
-    """
-    task = asyncio.ensure_future(work)
-    cancellation: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await wait_for(task)
-        except asyncio.CancelledError as error:
-            cancellation = error
-    if cancellation is not None and not task.cancelled():
-        if task.exception() is not None:
-            logger.error("Ending a cancelled scope failed", exc_info=task.exception())
-        raise cancellation
-    return task.result()

@@ -113,7 +113,7 @@ class ItemView(SessionScopeMixin, View):
     class Settings:
         name = "item_view"
         source = Item
-        pipeline: List[Any] = [{"$match": {"n": {"$gte": 0}}}]  # noqa: RUF012, UP006
+        pipeline: List[Any] = [{"$match": {"n": {"$gte": 0}}}]  # noqa: UP006
 
 
 class Cached(SessionScopeMixin, Document):

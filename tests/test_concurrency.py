@@ -127,7 +127,7 @@ class TestConcurrentOperationsInOneTransaction:
     ) -> None:
         """The same again, and the lock is what makes the difference."""
         with fail_point("insert", block_ms=100, times=1):
-            with pytest.raises(Exception) as caught:  # noqa: PT012 - or the group of a TaskGroup
+            with pytest.raises(Exception) as caught:  # or the group of a TaskGroup
                 async with with_session(client=client, collections=[Item]):
                     without_lock()
                     await KINDS[kind][0]()

@@ -372,9 +372,7 @@ class TestLinksToAClassWithoutTheMixin:
         value = Plain() if field == "one" else [Plain()]
         with pytest.raises(ModelNotScopedError, match="Plain"):
             async with with_session(client=client, collections=[HolderOfPlain]):
-                await HolderOfPlain(**{field: value}).insert(
-                    link_rule=WriteRules.WRITE
-                )
+                await HolderOfPlain(**{field: value}).insert(link_rule=WriteRules.WRITE)
         assert await database["plain"].count_documents({}) == 0
 
     async def test_are_not_fetched_outside_but_refused(self, client: Any) -> None:

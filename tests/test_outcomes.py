@@ -20,6 +20,7 @@ from beanie_session_scope import (
     ScopeState,
     TransactionAbortedError,
     UnexpectedRollbackError,
+    bind_session,
     current_scope,
     with_session,
 )
@@ -219,6 +220,30 @@ class TestTheCommit:
                 with pytest.raises(asyncio.CancelledError):
                     await task
                 raise Rollback
+        assert await self._open_transactions(database) == before
+        assert await database["item"].count_documents({}) == 0
+
+    async def test_of_a_borrowed_session_follows_a_cancelled_operation_too(
+        self, client: Any, database: Any, fail_point: FailPoint
+    ) -> None:
+        """Here the owner aborts, on the driver's session, as soon as the block is left."""
+        before = await self._open_transactions(database)
+        session = await DRIVER.start_session(client)
+        await DRIVER.start_transaction(session)
+
+        async def insert() -> None:
+            with bind_session(session, collections=[Item]):
+                await Item().insert()
+
+        with fail_point("insert", block_ms=200, times=1):
+            task = asyncio.ensure_future(insert())
+            while "insert" not in await self._running(client):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await session.abort_transaction()
+        await session.end_session()
         assert await self._open_transactions(database) == before
         assert await database["item"].count_documents({}) == 0
 

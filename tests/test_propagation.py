@@ -61,18 +61,14 @@ class TestRequired:
                         raise KeyError
         assert await stored(database) == []
 
-    async def test_that_fails_lets_its_exception_through(
-        self, client: Any, database: Any
-    ) -> None:
+    async def test_that_fails_lets_its_exception_through(self, client: Any, database: Any) -> None:
         with pytest.raises(KeyError):
             async with scope_of(client):
                 async with scope_of(client):
                     raise KeyError
         assert await stored(database) == []
 
-    async def test_rollback_leaves_the_block_of_the_owner(
-        self, client: Any, database: Any
-    ) -> None:
+    async def test_rollback_leaves_the_block_of_the_owner(self, client: Any, database: Any) -> None:
         reached = []
         async with scope_of(client):
             async with scope_of(client):
@@ -165,9 +161,7 @@ class TestRequired:
 class TestRequiresNew:
     @pytest.mark.parametrize("inner", ["commit", "abort"])
     @pytest.mark.parametrize("outer", ["commit", "abort"])
-    async def test_is_independent(
-        self, client: Any, database: Any, outer: str, inner: str
-    ) -> None:
+    async def test_is_independent(self, client: Any, database: Any, outer: str, inner: str) -> None:
         async with scope_of(client) as first:
             await Item(name="outer").insert()
             async with scope_of(client, propagation="requires_new") as second:

@@ -130,9 +130,7 @@ class TestCollections:
 
 class TestTheClient:
     @pytest.mark.parametrize("thing", ["a database", "a string", "a blocking client", "a class"])
-    async def test_that_is_none(
-        self, client: Any, wire: Wire, server_uri: str, thing: str
-    ) -> None:
+    async def test_that_is_none(self, client: Any, wire: Wire, server_uri: str, thing: str) -> None:
         blocking: Any = MongoClient(server_uri, connect=False)
         things = {
             "a database": client[DATABASE],
@@ -250,9 +248,7 @@ class TestTheServer:
                 await closing
 
 
-async def test_changing_an_index_of_a_bound_class_does_not_hang(
-    client: Any, database: Any
-) -> None:
+async def test_changing_an_index_of_a_bound_class_does_not_hang(client: Any, database: Any) -> None:
     """``init_beanie`` with a new index would wait for the transaction that waits for it."""
 
     class Indexed(SessionScopeMixin, Document):
@@ -260,7 +256,7 @@ async def test_changing_an_index_of_a_bound_class_does_not_hang(
 
         class Settings:
             name = "item"
-            indexes = ["name"]  # noqa: RUF012
+            indexes = ["name"]
 
     with pytest.raises(UnsupportedInTransactionError, match="create_indexes"):
         async with with_session(client=client, collections=[Item]):
