@@ -153,10 +153,6 @@ _WHY_REFUSED = {
 }
 
 
-# Looked up once: it runs for every document of every cursor.
-_buffered = DRIVER.buffered
-
-
 def refuse(name: str) -> UnsupportedInTransactionError:
     """Make the error for a method that can't run in a scope."""
     if OPERATIONS.get(name) is Kind.SCHEMA:
@@ -177,12 +173,13 @@ class BoundCursor:
     speed; every command goes through the session's channel.
     """
 
-    __slots__ = ("_channel", "_cursor", "_next")
+    __slots__ = ("_channel", "_cursor", "_fetched", "_next")
 
     def __init__(self, channel: SessionChannel, cursor: Any) -> None:
         self._channel = channel
         self._cursor = cursor
         self._next = cursor.__anext__
+        self._fetched = 0  # how many documents the driver can give without a command
 
     def __aiter__(self) -> AsyncIterator[Any]:
         """Return the cursor itself, as the driver's cursors do."""
@@ -194,11 +191,17 @@ class BoundCursor:
         Raises:
             ScopeClosedError: If the scope is over.
         """
-        if self._channel.closed_because is None and _buffered(self._cursor):
+        if self._fetched and self._channel.closed_because is None:
+            self._fetched -= 1
             return self._next()
-        return self._channel.run(type(self._cursor).__anext__, self._cursor)
+        return self._fetch()
 
     next = __anext__
+
+    async def _fetch(self) -> Any:
+        document = await self._channel.run(type(self._cursor).__anext__, self._cursor)
+        self._fetched = DRIVER.buffered(self._cursor)
+        return document
 
     async def __aenter__(self) -> BoundCursor:
         """Return the cursor itself."""
@@ -230,6 +233,7 @@ class BoundCursor:
 
     def _through_channel(self, name: str) -> Callable[..., Any]:
         method = getattr(type(self._cursor), name)
+        self._fetched = 0
         return lambda *args, **kwargs: self._channel.run(method, self._cursor, args, kwargs)
 
     def _chained(self, method: Callable[..., Any]) -> Callable[..., BoundCursor]:

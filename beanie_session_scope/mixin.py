@@ -59,7 +59,7 @@ class SessionScopeMixin:
     _scope_variable: ClassVar[Variable]
     _scope_variables: ClassVar[tuple[Variable, ...]]
     _scope_collection: ClassVar[Any]
-    _scope_settings: ClassVar[str | None]
+    _scope_settings: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give the class its variable, and check the order of its bases."""
@@ -129,8 +129,7 @@ class SessionScopeMixin:
 
 def _get_collection(cls: Model) -> Any:
     """Return the collection of the class, bound to whichever scope the class is in."""
-    name = cls._scope_settings
-    settings = None if name is None else getattr(cls, name, None)
+    settings = getattr(cls, cls._scope_settings, None)
     if settings is None:
         # Beanie's own getter: it raises where the class was not initialised.
         plain = getattr(super(SessionScopeMixin, cls), GETTER)()
@@ -151,7 +150,9 @@ def _get_settings(cls: Model) -> Any:
     The cache is shared by the whole process: a read in a transaction would put data there
     that may never be committed, and take from it what the transaction has since changed.
     """
-    settings = super(SessionScopeMixin, cls).get_settings()  # type: ignore[misc]
+    settings = getattr(cls, cls._scope_settings, None)
+    if settings is None:
+        settings = super(SessionScopeMixin, cls).get_settings()  # type: ignore[misc]
     if settings.use_cache and resolve(cls._scope_variables) is not None:
         return settings.model_copy(update={"use_cache": False})
     return settings
@@ -173,10 +174,9 @@ def settings_of(every: list[Model]) -> list[object] | None:
     Returns:
         The objects; ``None`` where the collection of a class does not depend on them alone.
     """
-    try:
-        return [getattr(model, model._scope_settings, None) for model in every]  # type: ignore[arg-type]
-    except TypeError:  # a getter is overridden, so there is no attribute to look at
+    if not all(model._scope_settings for model in every if _is_model(model)):
         return None
+    return [getattr(model, model._scope_settings, None) for model in every]
 
 
 def _is_model(cls: type[Any]) -> bool:
@@ -200,15 +200,19 @@ def _check_bases(cls: type[Any]) -> None:
         )
 
 
-def _settings_attribute(cls: type[Any]) -> str | None:
-    """Return where Beanie keeps the settings, or ``None`` where its getters are overridden."""
+def _settings_attribute(cls: type[Any]) -> str:
+    """Return where Beanie keeps the settings; no name where its getters are overridden.
+
+    Beanie asks for the collection whenever a document is created, and for the settings
+    again and again: one look at the attribute costs what its getter costs.
+    """
     if not _is_model(cls):
-        return None
+        return ""
     base = next(base for base in BEANIE_BASES if issubclass(cls, base))
     below = super(SessionScopeMixin, cls)
     for getter in (GETTER, "get_settings"):
         if getattr(below, getter).__func__ is not getattr(base, getter).__func__:
-            return None
+            return ""
     return "_document_settings" if base is Document else "_settings"
 
 
