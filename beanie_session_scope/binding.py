@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import TypeAlias
+from weakref import ref
 
 from .channel import SessionChannel
 from .drivers import Client
@@ -65,7 +66,7 @@ class Binding:
         while current is not None and current is not self and current.block is None:
             current = current.previous
         if current is self:
-            self.variable.set(live(self.previous))
+            self.variable.set(in_force(self.previous))
 
 
 class Token:
@@ -96,7 +97,7 @@ class Token:
             raise RuntimeError(f"{self!r} was used already: each token clears once.")
         self._binding.cleared = True
         if variable.get() is self._binding:
-            variable.set(live(self._before))
+            variable.set(in_force(self._before))
 
 
 def bind_by_hand(variable: Variable, channel: SessionChannel | None) -> Binding:
@@ -135,11 +136,13 @@ class Block:
     def __init__(self) -> None:
         self.over = False
         self._bindings: list[Binding] = []
-        self._task: asyncio.Task[object] | None = None
+        # Weak: a context that outlives the task must not keep it, and its result.
+        self._task: ref[asyncio.Task[object]] | None = None
 
     def enter(self, variables: Iterable[Variable], channel: SessionChannel | None) -> None:
         """Bind variables to a channel, or put them outside with ``None``."""
-        self._task = current_task()
+        task = current_task()
+        self._task = None if task is None else ref(task)
         self._bindings = [Binding(variable, channel, self) for variable in variables]
 
     def leave(self) -> None:
@@ -151,12 +154,12 @@ class Block:
 
     def entered_here(self) -> bool:
         """Tell whether the running task is the one that entered the block."""
-        return self._task is current_task()
+        return (None if self._task is None else self._task()) is current_task()
 
 
 def put_outside(variables: tuple[Variable, ...]) -> bool:
     """Tell whether a class was put outside any scope on purpose."""
-    bindings = (live(variable.get()) for variable in variables)
+    bindings = (in_force(variable.get()) for variable in variables)
     nearest = next((binding for binding in bindings if binding is not None), None)
     return nearest is not None and nearest.channel is None
 
@@ -175,17 +178,32 @@ def innermost(client: Client | None = None) -> SessionChannel | None:
     Args:
         client: Look only for channels of this client; ``None`` means any.
     """
-    binding = live(SCOPE.get())
+    binding = still_open(SCOPE.get())
     while binding is not None and binding.channel is not None:
         channel = binding.channel
         if not channel.closed and (client is None or channel.session.client is client):
             return channel
-        binding = live(binding.previous)
+        binding = still_open(binding.previous)
     return None
 
 
-def live(binding: Binding | None) -> Binding | None:
-    """Return the nearest binding, going back in time, that is still in force."""
+def in_force(binding: Binding | None) -> Binding | None:
+    """Return the nearest binding, going back in time, that says something to this task.
+
+    One that was cleared by hand says nothing any more, nor does one of a block that this
+    task entered and that is over. One of a block that another task entered was inherited:
+    it goes on saying that the block is over.
+    """
+    while binding is not None and (
+        binding.cleared
+        or (binding.block is not None and binding.block.over and binding.block.entered_here())
+    ):
+        binding = binding.previous
+    return binding
+
+
+def still_open(binding: Binding | None) -> Binding | None:
+    """Return the nearest binding, going back in time, that is neither cleared nor over."""
     while binding is not None and binding.over:
         binding = binding.previous
     return binding
@@ -208,27 +226,26 @@ def resolve(variables: tuple[Variable, ...]) -> SessionChannel | None:
         if binding is not None:
             block = binding.block
             if block is not None and block.over:
-                binding = _outlived(binding)
+                binding = _after_its_block(binding)
                 if binding is None:
                     continue
             return binding.channel
     return None
 
 
-def _outlived(binding: Binding) -> Binding | None:
+def _after_its_block(binding: Binding) -> Binding | None:
     """Say what a binding whose block is over means to the running task."""
-    if binding.channel is None:
+    remaining = in_force(binding)
+    if remaining is not binding:
+        binding.variable.set(remaining)
+    if remaining is None or remaining.channel is None or not remaining.over:
         # Put outside on purpose, "also in tasks created there": those stay outside.
-        return binding
-    assert binding.block is not None
-    restored = live(binding.previous)
-    if binding.block.entered_here():
-        binding.variable.set(restored)
-        return restored
-    if restored is not None and restored.channel is binding.channel:
+        return remaining
+    outer = still_open(remaining.previous)
+    if outer is not None and outer.channel is remaining.channel:
         # Only a block that had joined is over; the scope that it joined goes on.
-        return restored
-    binding.channel.check_open()
+        return outer
+    remaining.channel.check_open()
     raise ScopeClosedError(
         "This task was started inside a block that bound its classes to a session, and that "
         "block is over. Await the task before the block ends, or start it under "

@@ -6,6 +6,8 @@ mixin that
 * is stored in the same MongoDB collection (parents, siblings, union members), because it
   can write the same documents, and outside the transaction that would block until the
   server ends the transaction; or
+* is a subclass, because binding a parent binds it; or
+* is a view of one of these collections, because it would not see what the scope wrote; or
 * is linked from one of them, because Beanie follows links on its own (``Link.fetch``,
   ``fetch_links``, ``link_rule``) and passes no session along.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from .binding import SCOPE, Block, Variable, innermost, resolve
 from .channel import borrow
@@ -29,14 +31,16 @@ from .errors import (
 from .mixin import (
     SessionScopeMixin,
     check_session,
+    fingerprint,
     linked_classes,
     models,
     plain_collection,
-    settings_of,
+    view_source,
 )
 from .scope import Propagation, ScopeOptions, SessionScope
 
 Models = Iterable[type[SessionScopeMixin]]
+_Planned: TypeAlias = "tuple[Client, list[Variable]]"
 
 
 def with_session(
@@ -211,9 +215,7 @@ def _describe(thing: object) -> str:
     return thing.__name__ if isinstance(thing, type) else f"a {type(thing).__name__} object"
 
 
-def plan(
-    client: Client | None, named: list[type[SessionScopeMixin]] | None
-) -> tuple[Client, list[Variable]]:
+def plan(client: Client | None, named: list[type[SessionScopeMixin]] | None) -> _Planned:
     """Decide on the client of a scope and the variables that it binds.
 
     Args:
@@ -228,43 +230,31 @@ def plan(
             f"client must be a {DRIVER.client_class.__name__} of {DRIVER.name}, the driver that "
             f"the installed Beanie uses, and is {_describe(client)}."
         )
-    every = models()
-    settings = settings_of(every)
+    every = list(dict.fromkeys([*models(), *(named or ())]))
+    now = fingerprint(every)
+    if now is None:
+        return _plan(client, named, every)
+    if len(now) != len(_planned_for) or not all(map(operator.is_, now, _planned_for)):
+        _plans.clear()
+        _planned_for[:] = now
     key = (id(client), None if named is None else tuple(named))
-    known = _plans.get(key)
-    if known is not None and settings is not None and _same(known.settings, settings):
-        return known.client, known.variables
-    found = _Plan(settings, *_plan(client, named, every))
-    if settings is not None:
-        if len(_plans) >= 1_000:
-            _plans.clear()
-        _plans[key] = found
-    return found.client, found.variables
+    if key not in _plans:
+        _plans[key] = _plan(client, named, every)
+    return _plans[key]
 
 
-class _Plan(NamedTuple):
-    """What was planned, and the settings objects of all classes for which it holds."""
-
-    settings: list[object] | None
-    client: Client
-    variables: list[Variable]
-
-
-# Planning looks at every class. It is done again only when a class came or went, or was
-# initialised anew; that the client's id can't be taken over is seen to by the plan's
-# reference to it.
-_plans: dict[tuple[int, tuple[type[SessionScopeMixin], ...] | None], _Plan] = {}
-
-
-def _same(known: list[object] | None, now: list[object]) -> bool:
-    return known is not None and len(known) == len(now) and all(map(operator.is_, known, now))
+# Planning looks at every class. What was planned holds until a class comes or goes, or is
+# initialised anew. (A client that is gone can't lend its id to another one meanwhile: the
+# plan refers to it.)
+_plans: dict[tuple[int, tuple[type[SessionScopeMixin], ...] | None], _Planned] = {}
+_planned_for: list[object] = []
 
 
 def _plan(
     client: Client | None,
     named: list[type[SessionScopeMixin]] | None,
     every: list[type[SessionScopeMixin]],
-) -> tuple[Client, list[Variable]]:
+) -> _Planned:
     stored = {m: c for m in every if (c := plain_collection(m)) is not None}
     for model in named or ():
         if model not in stored:
@@ -317,6 +307,9 @@ def _together(
         model = waiting.pop()
         if model not in together:
             together[model] = None
+            database, name = here[model]
             waiting += stored_in[here[model]]
-            waiting += [m for m in linked_classes(model).values() if m in here]
+            waiting += [m for m in here if issubclass(m, model)]
+            waiting += [m for m in linked_classes(model) if m in here]
+            waiting += [m for m, n in here.items() if n[0] == database and view_source(m) == name]
     return list(together)

@@ -83,6 +83,12 @@ class SessionChannel:
         return self.closed_because is not None
 
     @property
+    def usable(self) -> bool:
+        """Whether an operation that runs now would be sent."""
+        alive = not self.transaction or bool(self.session.in_transaction)
+        return not self.closed and self.failure is None and alive
+
+    @property
     def in_transaction(self) -> bool:
         """Whether an operation that runs now would run inside a transaction."""
         return self.transaction or bool(self.session.in_transaction)
@@ -139,8 +145,7 @@ class SessionChannel:
             TransactionsNotSupportedError: If the server is a standalone one.
         """
         await self._lock.acquire()
-        in_flight: asyncio.Future[Any] | None = None
-        guarded = self._guarded or (self.scope is None and self.session.in_transaction)
+        guarded = False
         try:
             if (
                 self.closed_because is not None
@@ -148,44 +153,60 @@ class SessionChannel:
                 or (self.transaction and not self.session.in_transaction)
             ):
                 self.check_open()
+            guarded = self._guarded or (not self.transaction and self.session.in_transaction)
             if not guarded:
                 return await call(owner, *args, **kwargs)
-            in_flight = self._in_flight = asyncio.ensure_future(call(owner, *args, **kwargs))
-            if self.scope is None:
-                # The owner of the session ends its transaction without asking this channel.
-                return await settle(in_flight)
-            await wait_for(in_flight)
-            result = in_flight.result()
-            self._guarded = DRIVER.outlives_cancellation
-            return result
         except PyMongoError as error:
             self._note(error)
             raise
         finally:
-            if in_flight is None or in_flight.done():
+            if not guarded:
                 self._lock.release()
-            else:
-                # Cancelled while the driver is at work: the session stays taken until the
-                # driver is done, and whoever waits for it, the abort too, comes after that.
-                in_flight.add_done_callback(self._release)
+        return await self._run_guarded(call, owner, args, kwargs)
 
-    def _release(self, done: asyncio.Future[Any]) -> None:
+    async def _run_guarded(
+        self,
+        call: Callable[..., Any],
+        owner: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Run a call that must come to its end, also when the task that asked is cancelled.
+
+        Until the driver is done the session stays taken, and whoever waits for it, the abort
+        too, comes after that.
+        """
+        try:
+            in_flight = asyncio.ensure_future(call(owner, *args, **kwargs))
+        except BaseException:
+            self._lock.release()
+            raise
+        self._in_flight = in_flight
+        in_flight.add_done_callback(self._landed)
+        if self.scope is None:
+            # The owner of the session ends its transaction without asking this channel.
+            return await settle(in_flight)
+        await wait_for(in_flight)
+        try:
+            return in_flight.result()
+        except OperationFailure as error:
+            refuse_standalone(error)
+            raise
+
+    def _landed(self, done: asyncio.Future[Any]) -> None:
         self._lock.release()
-        if not done.cancelled():
-            done.exception()  # nobody waits for it any more: keep asyncio from saying so
+        # Asked also when nobody waits any more: it may have ended the transaction.
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, PyMongoError):
+            self._note(error)
+        elif error is None and not done.cancelled():
+            self._guarded = DRIVER.outlives_cancellation
 
     def _note(self, error: PyMongoError) -> None:
         """Remember an error that ended the transaction on the server."""
-        if not self.transaction:
-            return
-        if isinstance(error, OperationFailure) and error.code == ILLEGAL_OPERATION:
-            raise TransactionsNotSupportedError(
-                "This MongoDB server runs no transactions: it is a standalone server. Start it "
-                "as a replica set (one node is enough: mongod --replSet rs0, then "
-                "rs.initiate() once), or use transaction=False."
-            ) from error
-        if isinstance(error, OperationFailure) or error.has_error_label(
-            "TransientTransactionError"
+        if self.transaction and (
+            isinstance(error, OperationFailure)
+            or error.has_error_label("TransientTransactionError")
         ):
             self.failure = error
 
@@ -197,6 +218,16 @@ class SessionChannel:
         """
         async with self._lock:
             self.closed_because = because
+
+
+def refuse_standalone(error: OperationFailure) -> None:
+    """Say it clearly where the first operation of a transaction met a standalone server."""
+    if error.code == ILLEGAL_OPERATION and "Transaction numbers" in str(error):
+        raise TransactionsNotSupportedError(
+            "This MongoDB server runs no transactions: it is a standalone server. Start it as a "
+            "replica set (one node is enough: mongod --replSet rs0, then rs.initiate() once), "
+            "or use transaction=False."
+        ) from error
 
 
 async def wait_for(work: asyncio.Future[Any]) -> None:
@@ -236,8 +267,15 @@ async def settle(work: asyncio.Future[T]) -> T:
     if cancellation is None:
         return work.result()
     if not work.cancelled() and work.exception() is not None:
-        logger.error("What a cancelled task had begun has failed", exc_info=work.exception())
+        # No traceback: the message of a driver error can hold the contents of documents.
+        logger.error("What a cancelled task had begun failed: %s", nameof(work.exception()))
     raise cancellation
+
+
+def nameof(error: BaseException | None) -> str:
+    """Name an error for the log: its class and, of a server error, its code."""
+    code = getattr(error, "code", None)
+    return type(error).__name__ + ("" if code is None else f" (code {code})")
 
 
 def channel_of(session: Session) -> SessionChannel | None:

@@ -199,9 +199,15 @@ class BoundCursor:
     next = __anext__
 
     async def _fetch(self) -> Any:
-        document = await self._channel.run(type(self._cursor).__anext__, self._cursor)
-        self._fetched = DRIVER.buffered(self._cursor)
-        return document
+        return await self._channel.run(BoundCursor._locked, self, ("__anext__",))
+
+    async def _locked(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Run a method of the cursor under the lock, and keep count of what it fetched."""
+        self._fetched = 0
+        result = await getattr(self._cursor, name)(*args, **kwargs)
+        if name == "__anext__":
+            self._fetched = DRIVER.buffered(self._cursor)
+        return result
 
     async def __aenter__(self) -> BoundCursor:
         """Return the cursor itself."""
@@ -212,8 +218,8 @@ class BoundCursor:
         await self.close()
 
     async def close(self) -> None:
-        """Close the cursor on the server; nothing is left to close once the scope is over."""
-        if not self._channel.closed:
+        """Close the cursor on the server, which does that itself when the transaction ends."""
+        if self._channel.usable:
             await self._channel.run(type(self._cursor).close, self._cursor)
 
     def __getattr__(self, name: str) -> Any:
@@ -232,9 +238,9 @@ class BoundCursor:
         return value
 
     def _through_channel(self, name: str) -> Callable[..., Any]:
-        method = getattr(type(self._cursor), name)
-        self._fetched = 0
-        return lambda *args, **kwargs: self._channel.run(method, self._cursor, args, kwargs)
+        return lambda *args, **kwargs: self._channel.run(
+            BoundCursor._locked, self, (name, *args), kwargs
+        )
 
     def _chained(self, method: Callable[..., Any]) -> Callable[..., BoundCursor]:
         def chained(*args: Any, **kwargs: Any) -> BoundCursor:

@@ -7,20 +7,21 @@ Beanie 2.x and ``get_motor_collection`` in 1.x. The mixin answers it with a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ClassVar, TypeAlias
 from weakref import ref
 
-from beanie import DeleteRules, Document, UnionDoc, View, WriteRules
+from beanie import DeleteRules, Document, Link, UnionDoc, View, WriteRules
 from beanie.exceptions import CollectionWasNotInitialized, ViewWasNotInitialized
 
 from .binding import Block, Token, Variable, put_outside, resolve, unbind
 from .channel import SessionChannel, borrow
 from .collection import bind_collection
 from .drivers import DRIVER, Session
-from .errors import ModelNotScopedError, NotAClientError
+from .errors import ClientMismatchError, ModelNotScopedError, NotAClientError
 
 Model: TypeAlias = "type[SessionScopeMixin]"
 
@@ -36,6 +37,7 @@ else:
 # session on through half of them.
 FETCHES = ("fetch_all_links", "fetch_link")
 CASCADES = ("delete", "hard_delete", "insert", "replace", "save")
+FOLLOWING = (WriteRules.WRITE, DeleteRules.DELETE_LINKS)
 
 _models: list[ref[Model]] = []
 
@@ -93,7 +95,14 @@ class SessionScopeMixin:
 
         Raises:
             NotAClientError: If ``session`` is no session of that driver.
+            ClientMismatchError: If the class was initialised on another client.
         """
+        plain = plain_collection(cls)
+        if plain is not None and plain.database.client is not check_session(session).client:
+            raise ClientMismatchError(
+                f"{cls.__name__} was initialised on another client than the session's, and a "
+                "session works with its own client only."
+            )
         return Token(cls._scope_variable, borrow(check_session(session)))
 
     @classmethod
@@ -165,18 +174,24 @@ SessionScopeMixin.get_settings = classmethod(_get_settings)  # type: ignore[attr
 
 def models() -> list[Model]:
     """Return every class that has the mixin."""
-    return [model for reference in _models if (model := reference()) is not None]
+    return [model for reference in tuple(_models) if (model := reference()) is not None]
 
 
-def settings_of(every: list[Model]) -> list[object] | None:
-    """Return Beanie's settings object of each class, by which a new initialisation is told.
+def fingerprint(every: list[Model]) -> list[object] | None:
+    """Return what Beanie's initialisation sets on each class, by which a new one is told.
 
     Returns:
-        The objects; ``None`` where the collection of a class does not depend on them alone.
+        The settings, the collection and the links of each class; ``None`` where the
+        collection of a class does not depend on these alone.
     """
-    if not all(model._scope_settings for model in every if _is_model(model)):
-        return None
-    return [getattr(model, model._scope_settings, None) for model in every]
+    found: list[object] = []
+    for model in every:
+        if not model._scope_settings and _is_model(model):
+            return None
+        settings = getattr(model, model._scope_settings, None)
+        collection = getattr(settings, COLLECTION, None)
+        found += (settings, collection, getattr(model, "_link_fields", None))
+    return found
 
 
 def _is_model(cls: type[Any]) -> bool:
@@ -192,7 +207,7 @@ def _check_bases(cls: type[Any]) -> None:
                 f"without effect. Put it first: class {cls.__name__}(SessionScopeMixin, "
                 f"{base.__name__})."
             )
-    if GETTER in cls.__dict__:
+    if any(GETTER in base.__dict__ for base in order[: order.index(SessionScopeMixin)]):
         raise TypeError(
             f"Class {cls.__name__} overrides {GETTER}(), through which the mixin works, so its "
             "operations would leave the scope. Move the override to a base class that stands "
@@ -213,6 +228,8 @@ def _settings_attribute(cls: type[Any]) -> str:
     for getter in (GETTER, "get_settings"):
         if getattr(below, getter).__func__ is not getattr(base, getter).__func__:
             return ""
+    if cls.get_settings.__func__ is not _get_settings:
+        return ""
     return "_document_settings" if base is Document else "_settings"
 
 
@@ -235,13 +252,21 @@ def plain_collection(model: Model) -> Any:
         bound = getattr(model, GETTER)()
     except (AttributeError, CollectionWasNotInitialized, ViewWasNotInitialized):
         return None
-    return None if bound is None else bound._scope_plain
+    return getattr(bound, "_scope_plain", None)
 
 
-def linked_classes(model: type[Any]) -> dict[str, type[Any]]:
-    """Return the classes that the link fields of a class point to, by field."""
+def view_source(model: type[Any]) -> str | None:
+    """Return the name of the collection that a view reads, or ``None`` for what is no view."""
+    if not issubclass(model, View):
+        return None
+    source: Any = model.get_settings().source
+    return source if isinstance(source, str) else str(source.get_collection_name())
+
+
+def linked_classes(model: type[Any]) -> list[type[Any]]:
+    """Return the classes that the link fields of a class point to."""
     links = getattr(model, "_link_fields", None) or {}
-    return {name: link.document_class for name, link in links.items()}
+    return [link.document_class for link in links.values()]
 
 
 def _carry_links(cls: type[Any]) -> None:
@@ -253,40 +278,53 @@ def _carry_links(cls: type[Any]) -> None:
 def _carrying(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
     """Wrap a method of a document so that it takes the linked documents into its scope."""
     own = cls.__dict__.get(name)
+    signature = inspect.signature(getattr(cls, name))
+    always = name in FETCHES
 
     @wraps(getattr(cls, name))
     def method(self: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         call = own.__get__(self) if own is not None else getattr(super(cls, self), name)
-        if name in FETCHES or args or _cascades(kwargs.get("link_rule")):
-            session = kwargs.get("session")
-            variables = self._scope_variables
-            channel = resolve(variables) if session is None else borrow(session)
-            if channel is not None:
-                targets = _fetched(self, *args) if name in FETCHES else _written(self)
-                return _carried(channel, _to_carry(self, name, targets), call, args, kwargs)
+        if always or args or "link_rule" in kwargs:
+            given = signature.bind(self, *args, **kwargs).arguments
+            if always or given.get("link_rule") in FOLLOWING:
+                session = given.get("session")
+                variables = self._scope_variables
+                channel = resolve(variables) if session is None else borrow(session)
+                if channel is not None:
+                    targets = _fetched(self, given.get("field")) if always else _written(self)
+                    return _carried(channel, _to_carry(self, name, targets), call, args, kwargs)
         return call(*args, **kwargs)  # type: ignore[no-any-return]
 
     return method
 
 
-def _cascades(rule: WriteRules | DeleteRules | None) -> bool:
-    return rule is WriteRules.WRITE or rule is DeleteRules.DELETE_LINKS
+def _values(document: Any, field: str) -> list[Any]:
+    value = getattr(document, field, None)
+    return value if isinstance(value, list) else [value]
 
 
-def _fetched(document: Any, field: str | None = None) -> set[type[Any]]:
+def _fetched(document: Any, field: str | None) -> set[type[Any]]:
     """Return the classes that a fetch reads: of one link field, or of all."""
-    linked = linked_classes(type(document))
-    return {linked[field]} if field in linked else set(linked.values())
+    links = getattr(type(document), "_link_fields", None) or {}
+    found: set[type[Any]] = set()
+    for name, link in links.items():
+        if field is None or field == name:
+            values = _values(document, name)
+            found.update(v.document_class for v in values if isinstance(v, Link))
+            if "BACK" in link.link_type.name:
+                found.add(link.document_class)
+    return found
 
 
 def _written(document: Any) -> set[type[Any]]:
     """Return the classes of the linked documents that are in memory."""
-    found: set[type[Any]] = set()
-    for name in linked_classes(type(document)):
-        value = getattr(document, name, None)
-        values = value if isinstance(value, list) else [value]
-        found.update(type(each) for each in values if isinstance(each, Document))
-    return found
+    links = getattr(type(document), "_link_fields", None) or {}
+    return {
+        type(value)
+        for name in links
+        for value in _values(document, name)
+        if isinstance(value, Document)
+    }
 
 
 def _to_carry(document: Any, name: str, targets: set[type[Any]]) -> list[Variable]:

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from itertools import count
+from random import random
 from types import TracebackType
 from typing import Any, Literal
 
@@ -29,13 +31,15 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from .binding import SCOPE, Block, Variable, innermost
-from .channel import SessionChannel, settle
+from .channel import SessionChannel, nameof, settle
 from .drivers import DRIVER, Client, Session
 from .errors import (
     CommitUnknownError,
     PropagationError,
     Rollback,
+    ScopeClosedError,
     ScopeReusedError,
+    SessionScopeError,
     TransactionAbortedError,
     UnexpectedRollbackError,
 )
@@ -114,6 +118,11 @@ class ScopeOptions:
             )
         if not self.transaction:
             self._refuse_transaction_options()
+        # What is the default anyway is not asked for, and never in the way of a join.
+        if self.read_preference == ReadPreference.PRIMARY:
+            self.read_preference = None
+        if self.causal_consistency and not self.snapshot:
+            self.causal_consistency = None
         if not self.timeout > 0:
             raise ValueError(f"timeout={self.timeout!r} must be a number of seconds above 0.")
 
@@ -219,8 +228,23 @@ class SessionScope:
         Args:
             reason: Why, for the message of the ``UnexpectedRollbackError`` that leaving the
                 block without an exception then raises.
+
+        Raises:
+            ScopeClosedError: If the scope is not open, so that nothing can be changed.
+            PropagationError: If there is no transaction that this scope, or the one that it
+                joined, could roll back.
         """
         owner = self._owner or self
+        if owner._state is not ScopeState.OPEN or (owner._channel and owner._channel.closed):
+            raise ScopeClosedError(
+                f"set_rollback_only() came when the scope was {owner._state.value}: call it "
+                "inside the block."
+            )
+        if owner._channel is None or not owner._channel.transaction:
+            raise PropagationError(
+                "set_rollback_only() needs a transaction that with_session() owns, and here is "
+                "a plain session, or one that somebody else owns: raise an error instead."
+            )
         owner._rollback_only = owner._rollback_only or reason
 
     async def __aenter__(self) -> Session:
@@ -238,7 +262,11 @@ class SessionScope:
         outer = self._joinable(innermost(self._client))
         self._move(ScopeState.OPEN)
         if outer is None:
-            self._channel = await self._open()
+            try:
+                self._channel = await self._open()
+            except BaseException:
+                self._move(ScopeState.ENDED)
+                raise
         else:
             self._channel, self._owner, self._joined = outer, outer.scope, True
         self._block.enter([SCOPE, *variables], self._channel)
@@ -294,57 +322,78 @@ class SessionScope:
                 caught had ended the transaction.
             CommitUnknownError: If the outcome of the commit can't be known.
         """
+        if self._state is not ScopeState.OPEN:
+            raise ScopeReusedError("This scope is not open, so it can't be left.")
         try:
             if self._joined:
                 self._leave_joined(exc)
                 return False
             await settle(asyncio.ensure_future(self._finish(exc)))
-            return isinstance(exc, Rollback)
+            # A rollback that did not happen is not quiet: there was nothing to roll back.
+            return self.state is ScopeState.ABORTED and is_rollback(exc)
         finally:
             self._block.leave()
 
     def _leave_joined(self, exc: BaseException | None) -> None:
         self._move(ScopeState.ENDED)
-        if exc is not None and self._owner is not None:
-            self.set_rollback_only(f"a block that had joined it failed: {type(exc).__name__}")
+        owner = self._owner
+        # Not where the owner ends already: this block's operations were refused then.
+        if exc is not None and owner is not None and owner._may_roll_back():
+            owner.set_rollback_only(f"a block that had joined it failed: {type(exc).__name__}")
+
+    def _may_roll_back(self) -> bool:
+        channel = self._channel
+        return channel is not None and channel.transaction and not channel.closed
 
     async def _finish(self, exc: BaseException | None) -> None:
         """End the transaction and the session, in a task that nobody cancels."""
         channel = self._channel
         assert channel is not None
         await channel.close("it was left" if exc is None else f"{type(exc).__name__} ended it")
+        # From here on nothing changes the outcome any more.
         try:
-            if not channel.transaction or not channel.session.in_transaction:
+            if not channel.session.in_transaction:
                 self._move(ScopeState.ENDED)
-            elif exc is None and self._rollback_only is None and channel.failure is None:
+            elif exc is None and channel.transaction and self._silent_rollback() is None:
                 await self._commit(channel.session)
             else:
                 await self._abort(channel.session)
         finally:
             await DRIVER.end_session(channel.session)
-        if exc is None:
-            self._refuse_silent_rollback(channel)
+        if exc is None and self._state is ScopeState.ABORTED:
+            error = self._silent_rollback()
+            assert error is not None
+            raise error from channel.failure
 
-    def _refuse_silent_rollback(self, channel: SessionChannel) -> None:
-        """Raise where leaving normally would wrongly mean committed."""
+    def _silent_rollback(self) -> SessionScopeError | None:
+        """Return what to raise where leaving normally would wrongly mean committed."""
+        channel = self._channel
+        assert channel is not None
         if self._rollback_only is not None:
-            raise UnexpectedRollbackError(
+            return UnexpectedRollbackError(
                 f"The transaction was rolled back, because {self._rollback_only}. The block was "
                 "left normally, which would have meant committed: let the error leave the "
                 "block, or raise Rollback to say that nothing should stay."
             )
         if channel.failure is not None:
-            raise TransactionAbortedError(
+            return TransactionAbortedError(
                 f"The transaction was rolled back: {type(channel.failure).__name__} in one of "
                 "its operations had ended it on the server, although the code caught that "
                 "error. Let such an error leave the block, then run the block again."
-            ) from channel.failure
+            )
+        if not channel.transaction:
+            return UnexpectedRollbackError(
+                "A transaction was rolled back that had been started by hand on the session of "
+                "a scope with transaction=False, and was still open: commit it inside the "
+                "block, or leave transaction=False out."
+            )
+        return None
 
     async def _commit(self, session: Session) -> None:
         """Commit; again while the outcome is unknown (transactions specification)."""
         self._move(ScopeState.COMMITTING)
         deadline = time.monotonic() + self.options.timeout
-        while True:
+        for attempt in count():
             try:
                 await session.commit_transaction()
             except PyMongoError as error:
@@ -357,6 +406,7 @@ class SessionScope:
                         "The commit was sent, and no answer says whether it was applied. Read "
                         "the data before doing the work again: it may be there."
                     ) from error
+                await asyncio.sleep(random() * min(0.005 * 1.5**attempt, 0.5))
             else:
                 self._move(ScopeState.COMMITTED)
                 return
@@ -365,16 +415,22 @@ class SessionScope:
         self._move(ScopeState.ABORTING)
         try:
             await session.abort_transaction()
-        except PyMongoError:
+        except PyMongoError as error:
             # The server aborts by itself what it is not told to commit, and what the user
             # must see is the exception that left the block.
-            logger.warning("Aborting a transaction failed", exc_info=True)
+            logger.warning("Aborting a transaction failed: %s", nameof(error))
         self._move(ScopeState.ABORTED)
 
     def _move(self, state: ScopeState) -> None:
         if state not in TRANSITIONS[self._state]:
             raise RuntimeError(f"A scope can't go from {self._state.value} to {state.value}.")
         self._state = state
+
+
+def is_rollback(exc: BaseException | None) -> bool:
+    """Tell whether an exception is a ``Rollback``, or a group of nothing else."""
+    inner = getattr(exc, "exceptions", ())
+    return isinstance(exc, Rollback) or (bool(inner) and all(map(is_rollback, inner)))
 
 
 def _out_of_time(error: PyMongoError) -> bool:

@@ -52,6 +52,9 @@ async def client(server_uri: str, wire: Wire) -> AsyncIterator[Any]:
             # Two transactions that both create the collection would conflict.
             await client[DATABASE].create_collection(name)
     yield client
+    if sessions := wire.sessions():
+        # A fail point that answered a commit has left its transaction open on the server.
+        await client.admin.command("killSessions", sessions)
     closing = client.close()
     if inspect.isawaitable(closing):
         await closing

@@ -7,6 +7,7 @@ import contextvars
 import gc
 import itertools
 import sys
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -360,6 +361,55 @@ class TestOtherContexts:
         assert [n async for n in generate()] == [0, 1, 2]
         assert await database["item"].count_documents({}) == 3
         assert Item.get_session() is None
+
+
+class TestALateTask:
+    """One that inherited a scope which is over, whatever it does on its own."""
+
+    @pytest.mark.parametrize("block", ["outside", "scope", "by hand", "bind"])
+    async def test_does_not_escape_through_a_block_of_its_own(
+        self, client: Any, database: Any, session: Any, block: str
+    ) -> None:
+        go_on = asyncio.Event()
+
+        async def late() -> None:
+            await go_on.wait()
+            if block == "outside":
+                with outside_session(Item):
+                    pass
+            elif block == "scope":
+                async with with_session(client=client, collections=[Item]):
+                    await Item(name="its own").insert()
+            elif block == "bind":
+                with bind_session(session, collections=[Item]):
+                    pass
+            else:
+                Item.clear_session(Item.set_session(session))
+            await Item(name="escaped").insert()
+
+        async with with_session(client=client, collections=[Item]):
+            task = asyncio.ensure_future(late())
+            await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(ScopeClosedError):
+            await task
+        names = {each["name"] for each in await database["item"].find().to_list(None)}
+        assert names == ({"its own"} if block == "scope" else set())
+
+    async def test_does_not_keep_the_task_that_opened_the_scope(self, client: Any) -> None:
+        context: list[contextvars.Context] = []
+
+        async def work() -> None:
+            async with with_session(client=client, collections=[Item]):
+                context.append(contextvars.copy_context())
+
+        task = asyncio.ensure_future(work())
+        await task
+        kept = weakref.ref(task)
+        del task
+        await asyncio.sleep(0)  # the loop still holds the task that just woke this one
+        gc.collect()
+        assert kept() is None
 
 
 class TestBindSession:

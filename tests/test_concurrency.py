@@ -321,6 +321,16 @@ class TestCursors:
             assert (await cursor.next())["n"] == 2
             assert [each["n"] for each in await cursor.to_list(None)] == [3, 4, 5, 6]
 
+    async def test_count_what_they_fetched_also_when_read_at_the_same_time(
+        self, client: Any, items: None
+    ) -> None:
+        async with with_session(client=client, collections=[Item]):
+            cursor = collection().find({}, batch_size=3).sort("n", 1)
+            first, some = await asyncio.gather(cursor.next(), cursor.to_list(2))
+            assert [first["n"], *(each["n"] for each in some)] == [0, 1, 2]
+            assert cursor._fetched == 0, "the next one needs a command, so it needs the lock"
+            assert (await cursor.next())["n"] == 3
+
     async def test_end_with_stop_async_iteration(self, client: Any) -> None:
         async with with_session(client=client, collections=[Item]):
             with pytest.raises(StopAsyncIteration):

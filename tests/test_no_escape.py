@@ -1,13 +1,13 @@
 """G1: every Beanie operation of a bound class carries the scope's session and transaction."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Optional
 
 import pytest
-from beanie import WriteRules
+from beanie import DeleteRules, Document, Link, WriteRules, init_beanie
+from beanie.exceptions import DocumentWasNotSaved
 from models import (
     Holder,
     HolderOfPlain,
@@ -248,6 +248,77 @@ class TestEveryOperation:
         await session.end_session()
 
 
+class TestBoundTogether:
+    async def test_are_a_class_and_the_views_of_its_collection(self, client: Any) -> None:
+        async with with_session(client=client, collections=[Item]):
+            await Item(name="uncommitted", n=1).insert()
+            assert [each.name for each in await ItemView.find_all().to_list()] == ["uncommitted"]
+            raise Rollback
+
+    async def test_are_a_class_and_what_its_subclasses_need(
+        self, client: Any, wire: Wire, database: Any
+    ) -> None:
+        class Parent(SessionScopeMixin, Document):
+            name: str = "new"
+
+        class Child(Parent):
+            one: Optional[Link[Linked]] = None  # noqa: UP045
+
+            class Settings:
+                name = "child_of_parent"
+
+        class Twin(SessionScopeMixin, Document):
+            class Settings:
+                name = "child_of_parent"
+
+        await init_beanie(database=database, document_models=[Linked, Parent, Child, Twin])
+        async with with_session(client=client, collections=[Parent]) as session:
+            assert Child.get_session() is session
+            assert Linked.get_session() is session
+            assert Twin.get_session() is session
+
+    async def test_are_found_anew_when_a_class_was_initialised_further(self, client: Any) -> None:
+        """Beanie fills in the links last: a scope may open in the middle."""
+        links = Holder._link_fields
+        try:
+            Holder._link_fields = None
+            async with with_session(client=client, collections=[Holder]):
+                assert Linked.get_session() is None
+        finally:
+            Holder._link_fields = links
+        async with with_session(client=client, collections=[Holder]) as session:
+            assert Linked.get_session() is session
+
+
+class TestCascadesOfAClassBoundByHand:
+    """The linked classes are not bound: only what starts at a document carries them along."""
+
+    @pytest.fixture
+    async def session(self, client: Any) -> Any:
+        session = await DRIVER.start_session(client)
+        await DRIVER.start_transaction(session)
+        yield session
+        await session.end_session()
+
+    async def test_take_the_rule_as_a_string_too(self, session: Any, database: Any) -> None:
+        token = Holder.set_session(session)
+        with suppress(DocumentWasNotSaved):  # Beanie 2 does not follow a string
+            await Holder(one=Linked()).insert(link_rule="WRITE")  # type: ignore[arg-type]
+        Holder.clear_session(token)
+        await session.abort_transaction()
+        assert await contents(database, "holder", "linked") == {"holder": [], "linked": []}
+
+    async def test_take_the_session_and_the_rule_by_position(
+        self, session: Any, database: Any
+    ) -> None:
+        stored = await Holder(name="stored", one=Linked()).insert(link_rule=WriteRules.WRITE)
+        holder = await Holder.get(stored.id, fetch_links=True)
+        await holder.delete(session, None, DeleteRules.DELETE_LINKS)
+        await session.abort_transaction()
+        assert await database["linked"].count_documents({}) == 1
+        assert await database["holder"].count_documents({}) == 1
+
+
 class TestTheCollection:
     async def test_held_from_before_the_scope_runs_in_it(
         self, client: Any, wire: Wire, database: Any
@@ -388,6 +459,12 @@ class TestLinksToAClassWithoutTheMixin:
         async with with_session(client=client, collections=[HolderOfPlain]):
             await HolderOfPlain(one=plain).insert()
         assert await HolderOfPlain.count() == 1
+
+    async def test_are_harmless_where_they_are_empty(self, client: Any) -> None:
+        async with with_session(client=client, collections=[HolderOfPlain]):
+            holder = await HolderOfPlain().insert()
+            await holder.fetch_link(field="one")
+            await holder.fetch_all_links()
 
     async def test_are_followed_where_no_scope_is_open(self, client: Any) -> None:
         await HolderOfPlain(one=Plain()).insert(link_rule=WriteRules.WRITE)

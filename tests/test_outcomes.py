@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
 from models import Item
 from pymongo import ReadPreference
-from pymongo.errors import DuplicateKeyError, OperationFailure
+from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 from wire import FailPoint, Wire, names
 
 from beanie_session_scope import (
     CommitUnknownError,
+    PropagationError,
     Rollback,
+    ScopeClosedError,
     ScopeReusedError,
     ScopeState,
     TransactionAbortedError,
@@ -63,6 +66,21 @@ class TestLeavingTheBlock:
             await Item().insert()
             raise Rollback
         assert scope.state is ScopeState.ABORTED
+        assert await database["item"].count_documents({}) == 0
+
+    async def test_by_rollback_in_a_task_group_aborts_quietly(
+        self, client: Any, database: Any
+    ) -> None:
+        if sys.version_info < (3, 11):  # which has neither groups of tasks nor of exceptions
+            return
+
+        async def child() -> None:
+            raise Rollback
+
+        async with scope_of(client):
+            async with asyncio.TaskGroup() as group:
+                await Item().insert()
+                group.create_task(child())
         assert await database["item"].count_documents({}) == 0
 
     async def test_by_return_commits(self, client: Any, database: Any) -> None:
@@ -257,6 +275,143 @@ class TestTheCommit:
         with_options = {"$ownOps": False, "active": True}
         answer = await client.admin.command("currentOp", 1, **with_options)
         return {key for op in answer["inprog"] for key in op.get("command", {})}
+
+
+class TestAScopeThatIsEnding:
+    async def test_is_not_made_rollback_only_by_a_late_joined_block(
+        self, client: Any, database: Any, fail_point: FailPoint
+    ) -> None:
+        """Its commit is under way: to say then that it was rolled back would be untrue."""
+        joined = asyncio.Event()
+
+        async def child() -> None:
+            async with scope_of(client):
+                joined.set()
+                while scope.state is ScopeState.OPEN:
+                    await asyncio.sleep(0)
+                await Item(name="late").insert()
+
+        with fail_point("commitTransaction", block_ms=200, times=1):
+            async with (scope := scope_of(client)):
+                await Item().insert()
+                task = asyncio.ensure_future(child())
+                await joined.wait()
+            with pytest.raises(ScopeClosedError):
+                await task
+        assert scope.state is ScopeState.COMMITTED
+        assert await database["item"].count_documents({}) == 1
+
+    async def test_takes_no_set_rollback_only_any_more(self, client: Any) -> None:
+        async with (scope := scope_of(client)):
+            pass
+        with pytest.raises(ScopeClosedError, match="committed"):
+            scope.set_rollback_only("too late")
+
+    async def test_knows_the_error_of_an_operation_that_was_cancelled(
+        self, client: Any, fail_point: FailPoint
+    ) -> None:
+        """Its transaction is gone, though nobody was there to be told why."""
+        with fail_point("insert", block_ms=100, error_code=112, times=1):
+            with pytest.raises(TransactionAbortedError, match="OperationFailure"):
+                async with scope_of(client):
+                    with pytest.raises(asyncio.TimeoutError):
+                        await asyncio.wait_for(Item().insert(), 0.05)
+
+    async def test_shows_the_error_that_left_the_block_and_not_that_of_closing_a_cursor(
+        self, client: Any
+    ) -> None:
+        first = await Item().insert()
+        await Item.insert_many([Item() for _ in range(5)])
+        with pytest.raises(DuplicateKeyError):
+            async with scope_of(client):
+                async with getattr(Item, GETTER)().find({}, batch_size=2) as cursor:
+                    await cursor.next()
+                    await Item(id=first.id).insert()
+
+    async def test_that_could_not_start_is_over(self, client: Any) -> None:
+        scope = scope_of(client, write_concern=WriteConcern(w=0))
+        with pytest.raises(ConfigurationError):
+            await scope.__aenter__()
+        assert scope.state is ScopeState.ENDED
+        assert Item.get_session() is None
+
+    async def test_can_not_be_left_before_it_was_entered_or_twice(self, client: Any) -> None:
+        scope = scope_of(client)
+        with pytest.raises(ScopeReusedError):
+            await scope.__aexit__(None, None, None)
+        async with scope:
+            pass
+        with pytest.raises(ScopeReusedError):
+            await scope.__aexit__(None, None, None)
+
+
+class TestWhereThereIsNothingToRollBack:
+    async def test_rollback_is_not_quiet(self, client: Any, database: Any) -> None:
+        with pytest.raises(Rollback):
+            async with scope_of(client, transaction=False):
+                await Item().insert()
+                raise Rollback
+        with pytest.raises(Rollback):
+            async with scope_of(client) as session:
+                await Item().insert()
+                await session.commit_transaction()
+                raise Rollback
+        assert await database["item"].count_documents({}) == 2
+
+    async def test_rollback_only_is_refused(self, client: Any) -> None:
+        async with (scope := scope_of(client, transaction=False)):
+            with pytest.raises(PropagationError, match="plain session"):
+                scope.set_rollback_only("no transaction")
+
+    async def test_a_transaction_by_hand_must_be_ended_by_hand(
+        self, client: Any, database: Any
+    ) -> None:
+        with pytest.raises(UnexpectedRollbackError, match="by hand"):
+            async with scope_of(client, transaction=False) as session:
+                await DRIVER.start_transaction(session)
+                await Item().insert()
+        assert await database["item"].count_documents({}) == 0
+        async with scope_of(client, transaction=False) as session:
+            await DRIVER.start_transaction(session)
+            await Item().insert()
+            await session.commit_transaction()
+        assert await database["item"].count_documents({}) == 1
+
+
+class TestErrorsOfTheServer:
+    async def test_that_share_their_code_with_a_standalone_one_are_not_taken_for_it(
+        self, client: Any, database: Any
+    ) -> None:
+        """Deleting from a capped collection in a transaction has code 20, too."""
+        await database.drop_collection("capped")
+        capped = await database.create_collection("capped", capped=True, size=4096)
+        plain = getattr(Item, GETTER)()._scope_plain
+        await capped.insert_one({"name": "x", "n": 1})
+        try:
+            Item.set_collection(capped)
+            with pytest.raises(OperationFailure) as caught:
+                async with scope_of(client):
+                    await Item.find(Item.n == 1).delete()
+        finally:
+            Item.set_collection(plain)
+        assert caught.value.code == 20
+
+    async def test_do_not_carry_documents_into_the_log(
+        self, client: Any, caplog: pytest.LogCaptureFixture, fail_point: FailPoint
+    ) -> None:
+        first = await Item(name="secret").insert()
+        session = await DRIVER.start_session(client)
+        await DRIVER.start_transaction(session)
+        with bind_session(session, collections=[Item]):
+            with fail_point("insert", block_ms=100, times=1):
+                task = asyncio.ensure_future(Item(id=first.id, name="secret").insert())
+                with pytest.raises((asyncio.TimeoutError, asyncio.CancelledError)):
+                    await asyncio.wait_for(task, 0.05)
+        await session.abort_transaction()
+        await session.end_session()
+        assert "DuplicateKeyError (code 11000)" in caplog.text
+        assert "secret" not in caplog.text
+        assert "keyValue" not in caplog.text
 
 
 class TestOptions:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from models import Item, Linked
+from pymongo import ReadPreference
 from pymongo.read_concern import ReadConcern
 from wire import Wire, names
 
@@ -143,6 +144,13 @@ class TestRequired:
             async with scope_of(client, **options, timeout=3):
                 pass
             async with scope_of(client):
+                pass
+
+    async def test_with_what_is_the_default_anyway_is_fine(self, client: Any) -> None:
+        async with scope_of(client):
+            async with scope_of(
+                client, read_preference=ReadPreference.PRIMARY, causal_consistency=True
+            ):
                 pass
 
     async def test_never_takes_a_plain_session_for_a_transaction(self, client: Any) -> None:

@@ -30,7 +30,7 @@ from beanie_session_scope import (
     with_session,
 )
 from beanie_session_scope.drivers import DRIVER
-from beanie_session_scope.mixin import GETTER
+from beanie_session_scope.mixin import COLLECTION, GETTER
 from beanie_session_scope.testing import StandaloneServer
 
 
@@ -160,6 +160,8 @@ class TestSessions:
         session = await DRIVER.start_session(other_client)
         with pytest.raises(ClientMismatchError), bind_session(session, collections=[Item]):
             pytest.fail("the body ran")
+        with pytest.raises(ClientMismatchError, match="another client than the session's"):
+            Item.set_session(session)
         assert Item.get_session() is None
         await session.end_session()
 
@@ -204,6 +206,36 @@ class TestDefiningAClass:
     def test_that_overrides_the_getter_shows_where_to_put_it(self) -> None:
         with pytest.raises(TypeError, match=rf"overrides {GETTER}\(\)"):
             type("Wrong", (SessionScopeMixin, Document), {GETTER: classmethod(lambda cls: None)})
+
+    def test_after_a_helper_that_overrides_the_getter_shows_where_to_put_it(self) -> None:
+        class Helper:
+            pass
+
+        setattr(Helper, GETTER, classmethod(lambda cls: None))
+        with pytest.raises(TypeError, match=rf"overrides {GETTER}\(\)"):
+
+            class Wrong(Helper, SessionScopeMixin, Document):
+                pass
+
+    async def test_that_overrides_its_settings_is_taken_at_its_word(
+        self, client: Any, wire: Wire, database: Any
+    ) -> None:
+        class Moved(SessionScopeMixin, Document):
+            name: str = "new"
+
+            @classmethod
+            def get_settings(cls) -> Any:
+                moved = {COLLECTION: database["moved"], "use_cache": True}
+                return super().get_settings().model_copy(update=moved)
+
+        await database.drop_collection("moved")
+        await database.create_collection("moved")
+        await init_beanie(database=database, document_models=[Moved])
+        async with with_session(client=client, collections=[Moved]) as session:
+            with wire.record() as seen:
+                await Moved().insert()
+            assert seen[0].command["lsid"] == session.session_id
+        assert await database["moved"].count_documents({}) == 1
 
     async def test_over_a_base_that_overrides_the_getter_works(
         self, client: Any, wire: Wire, database: Any

@@ -36,6 +36,15 @@ class Wire(CommandListener):
     def failed(self, event: CommandFailedEvent) -> None:
         """Not of interest."""
 
+    def sessions(self) -> list[Any]:
+        """Return the ids of all sessions that ran a transaction."""
+        ids = {
+            bytes(event.command["lsid"]["id"]): event.command["lsid"]
+            for event in self._events
+            if "txnNumber" in event.command
+        }
+        return list(ids.values())
+
     @contextmanager
     def record(self) -> Iterator[list[CommandStartedEvent]]:
         """Collect the commands that start inside the block."""
