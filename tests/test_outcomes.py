@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from models import Item
-from pymongo import ReadPreference
 from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
-from wire import FailPoint, Wire, names
+from wire import DATABASE, FailPoint, Wire, names
 
 from beanie_session_scope import (
     CommitUnknownError,
@@ -209,10 +208,11 @@ class TestTheCommit:
         self, client: Any, database: Any, fail_point: FailPoint
     ) -> None:
         async def work() -> None:
-            async with scope_of(client):
+            async with scope:
                 await Item().insert()
                 committing.set()
 
+        scope = scope_of(client)
         committing = asyncio.Event()
         with fail_point("commitTransaction", block_ms=200, times=1):
             task = asyncio.ensure_future(work())
@@ -222,6 +222,8 @@ class TestTheCommit:
                 task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            assert scope.state is ScopeState.COMMITTED
+            assert scope.session.has_ended
         assert await database["item"].count_documents({}) == 1
 
     async def test_follows_an_operation_that_was_cancelled_in_flight(
@@ -429,19 +431,21 @@ class TestOptions:
         assert commit["writeConcern"]["w"] == "majority"
         assert commit["maxTimeMS"] == 8_000
 
+    @pytest.mark.parametrize("mode", ["secondary", "secondaryPreferred", "nearest"])
     async def test_a_client_that_prefers_secondaries_reads_from_the_primary(
-        self, server_uri: str, client: Any
+        self, server_uri: str, client: Any, mode: str
     ) -> None:
-        elsewhere = client.get_database(
-            "beanie_session_scope_tests", read_preference=ReadPreference.SECONDARY
-        )
+        elsewhere = DRIVER.client_class(server_uri, readPreference=mode)
         plain = getattr(Item, GETTER)()._scope_plain
         try:
-            Item.set_collection(elsewhere["item"])
-            async with scope_of(client):
+            Item.set_collection(elsewhere[DATABASE]["item"])
+            async with scope_of(elsewhere):
                 await Item.find_one()
         finally:
             Item.set_collection(plain)
+            closing = elsewhere.close()
+            if closing is not None:
+                await closing
 
     async def test_a_session_without_a_transaction_is_bound_in_the_same_way(
         self, client: Any, wire: Wire, database: Any
