@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 from weakref import ref
 
 from beanie import DeleteRules, Document, Link, UnionDoc, View, WriteRules
@@ -224,7 +224,7 @@ def _settings_attribute(cls: type[Any]) -> str:
     if not _is_model(cls):
         return ""
     base = next(base for base in BEANIE_BASES if issubclass(cls, base))
-    below = super(SessionScopeMixin, cls)
+    below: Any = super(SessionScopeMixin, cast("Model", cls))
     for getter in (GETTER, "get_settings"):
         if getattr(below, getter).__func__ is not getattr(base, getter).__func__:
             return ""
