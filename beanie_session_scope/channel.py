@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -186,9 +187,8 @@ class SessionChannel:
         if self.scope is None:
             # The owner of the session ends its transaction without asking this channel.
             return await settle(in_flight)
-        await wait_for(in_flight)
         try:
-            return in_flight.result()
+            return await Uncancelled(in_flight)
         except OperationFailure as error:
             refuse_standalone(error)
             raise
@@ -230,20 +230,56 @@ def refuse_standalone(error: OperationFailure) -> None:
         ) from error
 
 
-async def wait_for(work: asyncio.Future[Any]) -> None:
-    """Wait until a future is done, without cancelling it when the waiting task is cancelled.
+class Uncancelled:
+    """Wait for a future, and leave it alone when the waiting task is cancelled.
 
-    ``asyncio.wait`` for one future and without its cost: this is on the way of every
-    operation that Motor runs.
+    What ``asyncio.shield`` is for, without its second future and the turn of the event loop
+    that this one costs: it stands on the way of every operation that Motor runs. To a task it
+    is a "Future-like object with a ``_asyncio_future_blocking`` attribute" (documentation of
+    ``asyncio.isfuture``): the task is woken by the future itself, or by being cancelled.
+
+    Args:
+        future: What to wait for.
     """
-    waiter: asyncio.Future[None] = work.get_loop().create_future()
 
-    def wake(_: object) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
+    __slots__ = ("_asyncio_future_blocking", "_context", "_future", "_wake")
 
-    work.add_done_callback(wake)
-    await waiter
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future = future
+        self._asyncio_future_blocking = False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait, and return the future's result."""
+        if not self._future.done():
+            self._asyncio_future_blocking = True
+            yield self
+        return self._future.result()
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop of the future."""
+        return self._future.get_loop()
+
+    def add_done_callback(
+        self, wake: Callable[..., object], *, context: Context | None = None
+    ) -> None:
+        """Let the future wake the task."""
+        self._wake, self._context = wake, context
+        self._future.add_done_callback(wake, context=context)
+
+    def cancel(self, msg: object = None) -> bool:
+        """Wake the task with a ``CancelledError``, and nobody else.
+
+        Returns:
+            ``False`` where the future has woken the task already, which then sees to it itself.
+        """
+        if self._future.done():
+            return False
+        self._future.remove_done_callback(self._wake)
+        loop = self._future.get_loop()
+        cancelled: asyncio.Future[None] = loop.create_future()
+        cancelled.cancel(msg)
+        loop.call_soon(self._wake, cancelled, context=self._context)
+        return True
 
 
 async def settle(work: asyncio.Future[T]) -> T:
@@ -261,9 +297,11 @@ async def settle(work: asyncio.Future[T]) -> T:
     cancellation: asyncio.CancelledError | None = None
     while not work.done():
         try:
-            await wait_for(work)
+            await Uncancelled(work)
         except asyncio.CancelledError as error:
             cancellation = error
+        except Exception:
+            break  # the work's own: raised below
     if cancellation is None:
         return work.result()
     if not work.cancelled() and work.exception() is not None:
