@@ -7,21 +7,19 @@ Beanie 2.x and ``get_motor_collection`` in 1.x. The mixin answers it with a
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from functools import wraps
 from typing import Any, ClassVar, TypeAlias, cast
 from weakref import ref
 
-from beanie import DeleteRules, Document, Link, UnionDoc, View, WriteRules
+from beanie import Document, UnionDoc, View
 from beanie.exceptions import CollectionWasNotInitialized, ViewWasNotInitialized
 
-from .binding import Block, Token, Variable, put_outside, resolve, unbind
-from .channel import SessionChannel, borrow
+from .binding import Token, Variable, resolve, unbind
+from .cascade import carry_links
+from .channel import borrow
 from .collection import bind_collection
 from .drivers import DRIVER, Session
-from .errors import ClientMismatchError, ModelNotScopedError, NotAClientError
+from .errors import ClientMismatchError, NotAClientError
 
 Model: TypeAlias = "type[SessionScopeMixin]"
 
@@ -32,12 +30,6 @@ if hasattr(Document, "get_pymongo_collection"):
     GETTER, COLLECTION = "get_pymongo_collection", "pymongo_collection"
 else:
     GETTER, COLLECTION = "get_motor_collection", "motor_collection"
-
-# What starts at one document and may go on to those that it links to. Beanie passes no
-# session on through half of them.
-FETCHES = ("fetch_all_links", "fetch_link")
-CASCADES = ("delete", "hard_delete", "insert", "replace", "save")
-FOLLOWING = (WriteRules.WRITE, DeleteRules.DELETE_LINKS)
 
 _models: list[ref[Model]] = []
 
@@ -76,7 +68,7 @@ class SessionScopeMixin:
         cls._scope_collection = None
         cls._scope_settings = _settings_attribute(cls)
         if not any(_is_model(base) for base in cls.__bases__) and _is_model(cls):
-            _carry_links(cls)
+            carry_links(cls)
         _models.append(ref(cls, _models.remove))
 
     @classmethod
@@ -261,96 +253,3 @@ def view_source(model: type[Any]) -> str | None:
         return None
     source: Any = model.get_settings().source
     return source if isinstance(source, str) else str(source.get_collection_name())
-
-
-def linked_classes(model: type[Any]) -> list[type[Any]]:
-    """Return the classes that the link fields of a class point to."""
-    links = getattr(model, "_link_fields", None) or {}
-    return [link.document_class for link in links.values()]
-
-
-def _carry_links(cls: type[Any]) -> None:
-    for name in (*FETCHES, *CASCADES):
-        if hasattr(cls, name):
-            setattr(cls, name, _carrying(cls, name))
-
-
-def _carrying(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
-    """Wrap a method of a document so that it takes the linked documents into its scope."""
-    own = cls.__dict__.get(name)
-    signature = inspect.signature(getattr(cls, name))
-    always = name in FETCHES
-
-    @wraps(getattr(cls, name))
-    def method(self: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        call = own.__get__(self) if own is not None else getattr(super(cls, self), name)
-        if always or args or "link_rule" in kwargs:
-            given = signature.bind(self, *args, **kwargs).arguments
-            if always or given.get("link_rule") in FOLLOWING:
-                session = given.get("session")
-                variables = self._scope_variables
-                channel = resolve(variables) if session is None else borrow(session)
-                if channel is not None:
-                    targets = _fetched(self, given.get("field")) if always else _written(self)
-                    return _carried(channel, _to_carry(self, name, targets), call, args, kwargs)
-        return call(*args, **kwargs)  # type: ignore[no-any-return]
-
-    return method
-
-
-def _values(document: Any, field: str) -> list[Any]:
-    value = getattr(document, field, None)
-    return value if isinstance(value, list) else [value]
-
-
-def _fetched(document: Any, field: str | None) -> set[type[Any]]:
-    """Return the classes that a fetch reads: of one link field, or of all."""
-    links = getattr(type(document), "_link_fields", None) or {}
-    found: set[type[Any]] = set()
-    for name, link in links.items():
-        if field is None or field == name:
-            values = _values(document, name)
-            found.update(v.document_class for v in values if isinstance(v, Link))
-            if "BACK" in link.link_type.name:
-                found.add(link.document_class)
-    return found
-
-
-def _written(document: Any) -> set[type[Any]]:
-    """Return the classes of the linked documents that are in memory."""
-    links = getattr(type(document), "_link_fields", None) or {}
-    return {
-        type(value)
-        for name in links
-        for value in _values(document, name)
-        if isinstance(value, Document)
-    }
-
-
-def _to_carry(document: Any, name: str, targets: set[type[Any]]) -> list[Variable]:
-    """Return the variables to bind, so that a method of a bound document stays in its scope."""
-    for target in targets:
-        if not issubclass(target, SessionScopeMixin):
-            raise ModelNotScopedError(
-                f"{type(document).__name__}.{name}() would also use {target.__name__}, which "
-                "has no SessionScopeMixin, so that part would run outside the transaction. "
-                f"Add the mixin: class {target.__name__}(SessionScopeMixin, Document)."
-            )
-    return [
-        target._scope_variable for target in targets if not put_outside(target._scope_variables)
-    ]
-
-
-async def _carried(
-    channel: SessionChannel,
-    variables: list[Variable],
-    call: Callable[..., Awaitable[Any]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    block = Block()
-    block.enter(variables, channel)
-    try:
-        return await call(*args, **kwargs)
-    finally:
-        block.leave()

@@ -13,11 +13,15 @@ PACKAGE = Path(beanie_session_scope.__file__).parent
 LAYERS = (
     "errors",
     "drivers",
+    "waiting",
     "channel",
     "binding",
+    "options",
     "scope",
     "collection",
+    "cascade",
     "mixin",
+    "plan",
     "blocks",
     "__init__",
 )

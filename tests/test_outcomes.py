@@ -11,7 +11,7 @@ from models import Item
 from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
-from wire import DATABASE, FailPoint, Wire, names
+from wire import DATABASE, FailPoint, Wire, names, open_transactions
 
 from beanie_session_scope import (
     CommitUnknownError,
@@ -227,10 +227,9 @@ class TestTheCommit:
         assert await database["item"].count_documents({}) == 1
 
     async def test_follows_an_operation_that_was_cancelled_in_flight(
-        self, client: Any, database: Any, fail_point: FailPoint
+        self, client: Any, database: Any, fail_point: FailPoint, server_uri: str
     ) -> None:
         """The first operation opens the transaction: abandoned, it would leave it open."""
-        before = await self._open_transactions(database)
         with fail_point("insert", block_ms=200, times=1):
             async with scope_of(client):
                 task = asyncio.ensure_future(Item().insert())
@@ -240,14 +239,13 @@ class TestTheCommit:
                 with pytest.raises(asyncio.CancelledError):
                     await task
                 raise Rollback
-        assert await self._open_transactions(database) == before
+        assert open_transactions(server_uri) == 0
         assert await database["item"].count_documents({}) == 0
 
     async def test_of_a_borrowed_session_follows_a_cancelled_operation_too(
-        self, client: Any, database: Any, fail_point: FailPoint
+        self, client: Any, database: Any, fail_point: FailPoint, server_uri: str
     ) -> None:
         """Here the owner aborts, on the driver's session, as soon as the block is left."""
-        before = await self._open_transactions(database)
         session = await DRIVER.start_session(client)
         await DRIVER.start_transaction(session)
 
@@ -264,13 +262,8 @@ class TestTheCommit:
                 await task
             await session.abort_transaction()
         await session.end_session()
-        assert await self._open_transactions(database) == before
+        assert open_transactions(server_uri) == 0
         assert await database["item"].count_documents({}) == 0
-
-    @staticmethod
-    async def _open_transactions(database: Any) -> int:
-        status = await database.command("serverStatus")
-        return int(status["transactions"]["currentOpen"])
 
     @staticmethod
     async def _running(client: Any) -> set[str]:

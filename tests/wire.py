@@ -80,6 +80,16 @@ def outside(events: list[CommandStartedEvent], session: Any) -> list[str]:
     ]
 
 
+def open_transactions(uri: str) -> int:
+    """Return how many transactions of the tests' own client are open on the server."""
+    pipeline: list[dict[str, Any]] = [
+        {"$currentOp": {"idleSessions": True, "localOps": True}},
+        {"$match": {"transaction": {"$exists": True}, "appName": APP_NAME}},
+    ]
+    with MongoClient[Any](uri) as admin:
+        return len(list(admin.admin.aggregate(pipeline)))
+
+
 def fail_point_of(uri: str) -> FailPoint:
     """Return what turns the ``failCommand`` fail point on for the tests' own client.
 
