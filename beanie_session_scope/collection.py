@@ -173,13 +173,14 @@ class BoundCursor:
     speed; every command goes through the session's channel.
     """
 
-    __slots__ = ("_channel", "_cursor", "_fetched", "_next")
+    __slots__ = ("_channel", "_cursor", "_fetched", "_next", "_running")
 
     def __init__(self, channel: SessionChannel, cursor: Any) -> None:
         self._channel = channel
         self._cursor = cursor
         self._next = cursor.__anext__
         self._fetched = 0  # how many documents the driver can give without a command
+        self._running = ""
 
     def __aiter__(self) -> AsyncIterator[Any]:
         """Return the cursor itself, as the driver's cursors do."""
@@ -199,15 +200,20 @@ class BoundCursor:
     next = __anext__
 
     async def _fetch(self) -> Any:
-        return await self._channel.run(BoundCursor._locked, self, ("__anext__",))
-
-    async def _locked(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Run a method of the cursor under the lock, and keep count of what it fetched."""
-        self._fetched = 0
-        result = await getattr(self._cursor, name)(*args, **kwargs)
-        if name == "__anext__":
+        document = await self._channel.run(BoundCursor._start, self, ("__anext__",))
+        if self._running == "__anext__":
             self._fetched = DRIVER.buffered(self._cursor)
-        return result
+        return document
+
+    def _start(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Start a method of the driver's cursor, under the lock.
+
+        What it leaves in the buffer is counted only while nothing else has started since:
+        ``to_list`` may be emptying the buffer by then.
+        """
+        self._fetched = 0
+        self._running = name
+        return getattr(self._cursor, name)(*args, **kwargs)
 
     async def __aenter__(self) -> BoundCursor:
         """Return the cursor itself."""
@@ -239,7 +245,7 @@ class BoundCursor:
 
     def _through_channel(self, name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._channel.run(
-            BoundCursor._locked, self, (name, *args), kwargs
+            BoundCursor._start, self, (name, *args), kwargs
         )
 
     def _chained(self, method: Callable[..., Any]) -> Callable[..., BoundCursor]:
