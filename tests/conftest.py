@@ -17,6 +17,14 @@ from beanie_session_scope.drivers import DRIVER
 from beanie_session_scope.testing import ReplicaSet
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start no server where one is named: leave out the tests about starting servers."""
+    if os.environ.get("MONGODB_URI"):
+        left_out = [item for item in items if item.get_closest_marker("starts_servers")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="session")
 def server_uri() -> Iterator[str]:
     """The server that the tests use."""

@@ -100,6 +100,7 @@ class OtherMember(SessionScopeMixin, Document):
 class Note(SessionScopeMixin, DocumentWithSoftDelete):
     name: str = "new"
     n: int = 0
+    one: Optional[Link[Linked]] = None  # noqa: UP045
 
     class Settings:
         name = "note"
@@ -114,6 +115,17 @@ class ItemView(SessionScopeMixin, View):
         name = "item_view"
         source = Item
         pipeline: List[Any] = [{"$match": {"n": {"$gte": 0}}}]  # noqa: UP006
+
+
+class HolderView(SessionScopeMixin, View):
+    name: str
+    one: Optional[Link[Linked]] = None  # noqa: UP045
+    many: List[Link[Linked]] = []  # noqa: UP006
+
+    class Settings:
+        name = "holder_view"
+        source = Holder
+        pipeline: List[Any] = [{"$match": {"name": "stored"}}]  # noqa: UP006
 
 
 class Cached(SessionScopeMixin, Document):
@@ -162,6 +174,7 @@ MODELS: list[Any] = [
     OtherMember,
     Note,
     ItemView,
+    HolderView,
     Cached,
     Unlisted,
     Plain,

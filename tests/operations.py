@@ -255,7 +255,16 @@ SOFT_DELETE: dict[str, Run] = {
     ),
     "DocumentWithSoftDelete.find_many_in_all": lambda m, d: m.find_many_in_all().to_list(),
     "DocumentWithSoftDelete.hard_delete": lambda m, d: d.hard_delete(),
+    "DocumentWithSoftDelete.fetch_all_links": lambda m, d: _linked_one(m, "fetch_all_links"),
+    "DocumentWithSoftDelete.fetch_link": lambda m, d: _linked_one(m, "fetch_link", "one"),
 }
+
+
+async def _linked_one(model: Any, method: str, *args: Any) -> object:
+    linking = await model.find_one(model.name == "stored")
+    await getattr(linking, method)(*args)
+    assert linking.one.name == "stored", "the link was followed"
+    return linking
 
 
 async def _stored_holder(**fields: Any) -> Any:
@@ -301,7 +310,10 @@ LINKS: dict[str, Run] = {
     "delete(link_rule=DELETE_LINKS)": lambda *_: _deleted(),
 }
 
-VIEW_LINKS = ("View.fetch_all_links", "View.fetch_link")
+VIEW_LINKS: dict[str, Run] = {
+    "View.fetch_all_links": lambda m, d: _linked_one(m, "fetch_all_links"),
+    "View.fetch_link": lambda m, d: _linked_one(m, "fetch_link", "one"),
+}
 
 # Public, and sends nothing: builds a query, or tells something about a class.
 NO_COMMAND = {
@@ -383,8 +395,6 @@ OPERATIONS: set[str] = {
     *SOFT_DELETE,
     *LINKS,
     *VIEW_LINKS,
-    "DocumentWithSoftDelete.fetch_all_links",
-    "DocumentWithSoftDelete.fetch_link",
 }
 
 

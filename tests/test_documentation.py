@@ -62,8 +62,11 @@ class Block:
 
     @property
     def applies(self) -> bool:
-        """Whether it is for the Beanie that is installed."""
-        return self.tags.get("beanie", MAJOR) == MAJOR
+        """Whether it is for the Beanie that is installed, and starts no server in vain."""
+        named = os.environ.get("MONGODB_URI")
+        return self.tags.get("beanie", MAJOR) == MAJOR and not (
+            named and "ReplicaSet(" in self.code
+        )
 
     async def run(self, names: dict[str, Any], replaced: dict[str, str]) -> None:
         """Run it at the top level; a traceback shows the line of the page."""
@@ -110,7 +113,13 @@ async def reader(server_uri: str, page_module: ModuleType) -> AsyncIterator[dict
             await closing
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def marked(page: Path) -> Any:
+    """Mark the page about testing: all its code is about servers that it starts."""
+    starting = [pytest.mark.starts_servers] if page.name == "testing.md" else []
+    return pytest.param(page, id=page.name, marks=starting)
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES])
 class TestPage:
     async def test_its_code_does_what_it_says(
         self, page: Path, page_module: ModuleType, reader: dict[str, str], tmp_path: Path

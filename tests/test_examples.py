@@ -73,6 +73,7 @@ class TestQuickstart:
         assert "rolled back:  front, rear\n" in outside
         assert "kept:         tried to delete the wheels" in outside
 
+    @pytest.mark.starts_servers
     def test_starts_a_replica_set_where_no_server_is_named(self) -> None:
         output = run("quickstart.py", MONGODB_URI="")
 

@@ -10,6 +10,7 @@ from beanie.exceptions import DocumentWasNotSaved
 from models import (
     Holder,
     HolderOfPlain,
+    HolderView,
     Item,
     ItemView,
     Leaf,
@@ -34,6 +35,7 @@ from operations import (
     SOFT_DELETE,
     UNION,
     VIEW,
+    VIEW_LINKS,
     Run,
     present,
     public_names,
@@ -164,7 +166,7 @@ class TestEveryOperation:
     async def test_of_a_soft_delete_class_runs_in_the_transaction(
         self, client: Any, wire: Wire, database: Any, name: str
     ) -> None:
-        stored = await Note(name="stored").insert()
+        stored = await Note(name="stored", one=await Linked(name="stored").insert()).insert()
         before = await contents(database, "note")
 
         escaped = await run_inside(client, wire, [Note], SOFT_DELETE[name], Note, stored)
@@ -179,6 +181,16 @@ class TestEveryOperation:
         await Item(name="stored").insert()
 
         assert await run_inside(client, wire, [ItemView], VIEW[name], ItemView, None) == []
+
+    @pytest.mark.parametrize("name", present(VIEW_LINKS))
+    async def test_of_a_view_that_follows_links_runs_in_the_transaction(
+        self, client: Any, wire: Wire, name: str
+    ) -> None:
+        linked = await Linked(name="stored").insert()
+        await Holder(name="stored", one=linked, many=[linked]).insert()
+
+        run = VIEW_LINKS[name]
+        assert await run_inside(client, wire, [HolderView], run, HolderView, None) == []
 
     @pytest.mark.parametrize("name", present(UNION))
     @pytest.mark.parametrize("listed", [Union, Member])
@@ -285,15 +297,15 @@ class TestBoundTogether:
             assert Linked.get_session() is session
             assert Twin.get_session() is session
 
-    async def test_are_found_anew_when_a_class_was_initialised_further(self, client: Any) -> None:
+    async def test_are_found_anew_when_a_class_was_initialised_further(
+        self, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Beanie fills in the links last: a scope may open in the middle."""
-        links = Holder._link_fields
-        try:
-            Holder._link_fields = None
+        with monkeypatch.context() as unfinished:
+            for model in (Holder, HolderView):
+                unfinished.setattr(model, "_link_fields", None)
             async with with_session(client=client, collections=[Holder]):
                 assert Linked.get_session() is None
-        finally:
-            Holder._link_fields = links
         async with with_session(client=client, collections=[Holder]) as session:
             assert Linked.get_session() is session
 

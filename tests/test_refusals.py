@@ -262,6 +262,7 @@ class TestDefiningAClass:
         assert await database["tenant_7"].count_documents({}) == 1
 
 
+@pytest.mark.starts_servers
 class TestTheServer:
     @pytest.mark.parametrize("operation", ["insert", "find"])
     async def test_that_is_standalone_says_so_at_the_first_operation(self, operation: str) -> None:

@@ -32,7 +32,7 @@ from beanie_session_scope.testing import (
     find_mongod,
 )
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.starts_servers]
 
 Client = MongoClient[dict[str, Any]]
 TRANSIENT = "TransientTransactionError"
