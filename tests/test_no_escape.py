@@ -328,6 +328,19 @@ class TestCascadesOfAClassBoundByHand:
         await session.abort_transaction()
         assert await contents(database, "holder", "linked") == {"holder": [], "linked": []}
 
+    async def test_take_back_links_along(self, session: Any, wire: Wire) -> None:
+        pet = await Pet(name="pet").insert()
+        await Owner(name="owner", pets=[pet]).insert()
+        token = Pet.set_session(session)
+        with wire.record() as seen:
+            stored = await Pet.get(pet.id)
+            with suppress(AttributeError):  # Beanie 1 can't fetch the links back
+                await stored.fetch_link("owners")
+        Pet.clear_session(token)
+        assert seen
+        assert outside(seen, session) == []
+        await session.abort_transaction()
+
     async def test_take_the_session_and_the_rule_by_position(
         self, session: Any, database: Any
     ) -> None:

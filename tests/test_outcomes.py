@@ -135,6 +135,17 @@ class TestLeavingTheBlock:
             await Item().insert()
         assert await database["item"].count_documents({}) == 1
 
+    @pytest.mark.timeout(20)
+    async def test_a_call_that_the_driver_refuses_at_once_holds_no_lock(
+        self, client: Any, database: Any
+    ) -> None:
+        async with scope_of(client):
+            for _ in range(2):  # the first operation goes another way than the later ones
+                with pytest.raises(TypeError):
+                    await getattr(Item, GETTER)().insert_one()
+                await Item().insert()
+        assert await database["item"].count_documents({}) == 2
+
     @pytest.mark.parametrize("ending", ["commit_transaction", "abort_transaction"])
     async def test_that_ended_the_transaction_by_hand_is_left_as_it_is(
         self, client: Any, database: Any, ending: str
