@@ -47,11 +47,17 @@ class Plain(Document):
     size: int = 1
     tags: list[str] = []
 
+    class Settings:
+        indexes = ["color"]
+
 
 class Scoped(SessionScopeMixin, Document):
     color: str
     size: int = 1
     tags: list[str] = []
+
+    class Settings:
+        indexes = ["color"]
 
 
 Operation = Callable[[Any, dict[str, Any]], Awaitable[object]]
@@ -220,11 +226,6 @@ async def prepare(client: Any) -> None:
     for model in (Plain, Scoped):
         await model(color="target").insert()
         await model.insert_many([model(color="many") for _ in range(1_000)])
-        await model.get_settings().__getattribute__(_collection_name()).create_index("color")
-
-
-def _collection_name() -> str:
-    return "pymongo_collection" if DRIVER.aggregate_is_awaited else "motor_collection"
 
 
 async def run(uri: str, rounds: int, only: str) -> None:
