@@ -178,25 +178,30 @@ class SessionChannel:
             self._lock.release()
             raise
         self._in_flight = in_flight  # asyncio itself holds its tasks only weakly
-        in_flight.add_done_callback(self._landed)
-        if self.scope is None:
-            # The owner of the session ends its transaction without asking this channel.
-            return await settle(in_flight)
         try:
-            return await Uncancelled(in_flight)
+            # The owner of a borrowed session ends its transaction without asking this channel,
+            # so there the cancellation of the task has to wait, too.
+            return await (settle(in_flight) if self.scope is None else Uncancelled(in_flight))
         except OperationFailure as error:
             refuse_standalone(error)
             raise
+        finally:
+            if in_flight.done():
+                self._landed(in_flight)
+            else:
+                in_flight.add_done_callback(self._landed)
 
     def _landed(self, done: asyncio.Future[Any]) -> None:
         self._lock.release()
         self._in_flight = None
+        if done.cancelled():
+            return
         # Asked also when nobody waits any more: it may have ended the transaction.
-        error = None if done.cancelled() else done.exception()
-        if isinstance(error, PyMongoError):
-            self._note(error)
-        elif error is None and not done.cancelled():
+        error = done.exception()
+        if error is None:
             self._guarded = DRIVER.outlives_cancellation
+        elif isinstance(error, PyMongoError):
+            self._note(error)
 
     def _note(self, error: PyMongoError) -> None:
         """Remember an error that ended the transaction on the server."""
