@@ -160,6 +160,24 @@ class HolderOfPlain(SessionScopeMixin, Document):
         name = "holder_of_plain"
 
 
+class Parent(SessionScopeMixin, Document):
+    name: str = "new"
+
+
+class Child(Parent):
+    """In a collection of its own: not ``is_root``."""
+
+    one: Optional[Link[Linked]] = None  # noqa: UP045
+
+    class Settings:
+        name = "child_of_parent"
+
+
+class Twin(SessionScopeMixin, Document):
+    class Settings:
+        name = "child_of_parent"
+
+
 MODELS: list[Any] = [
     Item,
     Root,

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Optional
+from typing import Any
 
 import pytest
-from beanie import DeleteRules, Document, Link, WriteRules, init_beanie
+from beanie import DeleteRules, WriteRules, init_beanie
 from beanie.exceptions import DocumentWasNotSaved
 from models import (
+    Child,
     Holder,
     HolderOfPlain,
     HolderView,
@@ -19,10 +20,12 @@ from models import (
     Note,
     OtherMember,
     Owner,
+    Parent,
     Pet,
     Plain,
     Root,
     Sibling,
+    Twin,
     Union,
     Unlisted,
 )
@@ -278,19 +281,6 @@ class TestBoundTogether:
     async def test_are_a_class_and_what_its_subclasses_need(
         self, client: Any, wire: Wire, database: Any
     ) -> None:
-        class Parent(SessionScopeMixin, Document):
-            name: str = "new"
-
-        class Child(Parent):
-            one: Optional[Link[Linked]] = None  # noqa: UP045
-
-            class Settings:
-                name = "child_of_parent"
-
-        class Twin(SessionScopeMixin, Document):
-            class Settings:
-                name = "child_of_parent"
-
         await init_beanie(database=database, document_models=[Linked, Parent, Child, Twin])
         async with with_session(client=client, collections=[Parent]) as session:
             assert Child.get_session() is session
