@@ -154,7 +154,9 @@ class Block:
 
     def entered_here(self) -> bool:
         """Tell whether the running task is the one that entered the block."""
-        return (None if self._task is None else self._task()) is current_task()
+        here = current_task()
+        # The task that entered may be gone: then this is another one, or none (a callback).
+        return here is None if self._task is None else here is not None and self._task() is here
 
 
 def put_outside(variables: tuple[Variable, ...]) -> bool:

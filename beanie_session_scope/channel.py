@@ -143,11 +143,7 @@ class SessionChannel:
         await self._lock.acquire()
         guarded = False
         try:
-            if (
-                self.closed_because is not None
-                or self.failure is not None
-                or (self.transaction and not self.session.in_transaction)
-            ):
+            if not self.usable:
                 self.check_open()
             guarded = self._guarded or (not self.transaction and self.session.in_transaction)
             if not guarded:

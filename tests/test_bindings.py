@@ -396,6 +396,34 @@ class TestALateTask:
         names = {each["name"] for each in await database["item"].find().to_list(None)}
         assert names == ({"its own"} if block == "scope" else set())
 
+    async def test_started_by_a_callback_does_not_escape_when_the_first_task_is_gone(
+        self, client: Any, database: Any
+    ) -> None:
+        """A callback runs in no task, and the task that opened the scope may be collected."""
+        loop = asyncio.get_running_loop()
+        late: asyncio.Future[Any] = loop.create_future()
+        scheduled: list[contextvars.Context] = []
+
+        def callback() -> None:
+            try:
+                Item.get_session()
+            except ScopeClosedError:
+                late.set_result(asyncio.ensure_future(Item(name="escaped").insert()))
+            else:
+                late.set_exception(AssertionError("the callback is taken for the first task"))
+
+        async def work() -> None:
+            async with with_session(client=client, collections=[Item]):
+                scheduled.append(contextvars.copy_context())
+
+        await asyncio.ensure_future(work())
+        await asyncio.sleep(0)
+        gc.collect()
+        loop.call_soon(callback, context=scheduled[0])
+        with pytest.raises(ScopeClosedError):
+            await (await late)
+        assert await database["item"].count_documents({}) == 0
+
     async def test_does_not_keep_the_task_that_opened_the_scope(self, client: Any) -> None:
         context: list[contextvars.Context] = []
 
