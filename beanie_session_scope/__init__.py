@@ -5,10 +5,18 @@ async with with_session(collections=[Bike]):
 """
 
 from .binding import Token
-from .blocks import bind_session, current_scope, outside_session, with_session
+from .blocks import (
+    bind_session,
+    current_scope,
+    on_abort,
+    on_commit,
+    outside_session,
+    with_session,
+)
 from .errors import (
     ClientMismatchError,
     CommitUnknownError,
+    HookError,
     ModelNotInitializedError,
     ModelNotScopedError,
     NotAClientError,
@@ -18,16 +26,27 @@ from .errors import (
     ScopeReusedError,
     SessionScopeError,
     TransactionAbortedError,
+    TransactionExpiredError,
     TransactionsNotSupportedError,
+    TransactionTimeoutError,
     UnexpectedRollbackError,
     UnsupportedInTransactionError,
 )
 from .mixin import SessionScopeMixin
-from .scope import ScopeState, SessionScope
+from .retry import (
+    TransactionAttempt,
+    TransactionAttempts,
+    run_in_transaction,
+    transaction_attempts,
+    transactional,
+)
+from .scope import SessionScope
+from .state import ScopeState
 
 __all__ = [
     "ClientMismatchError",
     "CommitUnknownError",
+    "HookError",
     "ModelNotInitializedError",
     "ModelNotScopedError",
     "NotAClientError",
@@ -41,11 +60,20 @@ __all__ = [
     "SessionScopeMixin",
     "Token",
     "TransactionAbortedError",
+    "TransactionAttempt",
+    "TransactionAttempts",
+    "TransactionExpiredError",
+    "TransactionTimeoutError",
     "TransactionsNotSupportedError",
     "UnexpectedRollbackError",
     "UnsupportedInTransactionError",
     "bind_session",
     "current_scope",
+    "on_abort",
+    "on_commit",
     "outside_session",
+    "run_in_transaction",
+    "transaction_attempts",
+    "transactional",
     "with_session",
 ]

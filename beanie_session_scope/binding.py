@@ -15,7 +15,7 @@ can only have inherited the binding, gets ``ScopeClosedError``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import TypeAlias
 from weakref import ref
@@ -148,9 +148,13 @@ class Block:
     def leave(self) -> None:
         """End the block: what it bound is what it was before, in whichever context."""
         self.over = True
+        self.restore()
+        self._bindings = []
+
+    def restore(self) -> None:
+        """Let what the block bound be what it was before, in the current context alone."""
         for binding in self._bindings:
             binding.restore()
-        self._bindings = []
 
     def entered_here(self) -> bool:
         """Tell whether the running task is the one that entered the block."""
@@ -180,13 +184,16 @@ def innermost(client: Client | None = None) -> SessionChannel | None:
     Args:
         client: Look only for channels of this client; ``None`` means any.
     """
+    return next((c for c in enclosing() if client is None or c.session.client is client), None)
+
+
+def enclosing() -> Iterator[SessionChannel]:
+    """Yield the open channels of this context, from the innermost outwards."""
     binding = still_open(SCOPE.get())
     while binding is not None and binding.channel is not None:
-        channel = binding.channel
-        if not channel.closed and (client is None or channel.session.client is client):
-            return channel
+        if not binding.channel.closed:
+            yield binding.channel
         binding = still_open(binding.previous)
-    return None
 
 
 def in_force(binding: Binding | None) -> Binding | None:

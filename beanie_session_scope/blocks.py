@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from .binding import SCOPE, Block, innermost, resolve
 from .channel import borrow
 from .drivers import Client, Session
+from .errors import PropagationError
+from .hooks import Hook, check_hook, run_now
 from .mixin import SessionScopeMixin, check_session, models
 from .options import Propagation, ScopeOptions
 from .plan import Models, check_models, plan
 from .scope import SessionScope
+from .waiting import BOUND
 
 
 def with_session(
@@ -28,6 +31,7 @@ def with_session(
     causal_consistency: bool | None = None,
     snapshot: bool = False,
     timeout: float = 120.0,
+    cleanup_timeout: float = BOUND,
 ) -> SessionScope:
     """Open a session and a transaction in which every operation of some classes runs.
 
@@ -53,6 +57,9 @@ def with_session(
         causal_consistency: Of the session; the driver's default is ``True``.
         snapshot: Whether all reads see one point in time; needs ``transaction=False``.
         timeout: How long a commit whose outcome is unknown is tried again, in seconds.
+        cleanup_timeout: How long the block's end waits for a server that does not answer, where
+            an exception leaves the block or the task is cancelled, in seconds. Past it the
+            clean-up goes on in the background.
 
     Returns:
         A scope, to be entered once with ``async with``; entering it gives the driver's
@@ -79,6 +86,7 @@ def with_session(
         causal_consistency=causal_consistency,
         snapshot=snapshot,
         timeout=timeout,
+        cleanup_timeout=cleanup_timeout,
     )
     named = None if collections is None else check_models(collections)
     return SessionScope(lambda: plan(client, named), options)
@@ -154,3 +162,55 @@ def current_scope(model: type[SessionScopeMixin] | None = None) -> SessionScope 
         (model,) = check_models([model])
         channel = resolve(model._scope_variables)
     return None if channel is None else channel.scope
+
+
+def on_commit(hook: Hook) -> Awaitable[None]:
+    """Let a function run after the transaction in force was committed, and the classes unbound.
+
+    Hooks run in the order in which they were registered, all of them. Outside any scope, or in
+    one with ``transaction=False``, the function is run at once: a coroutine function in a task,
+    which the awaitable that is returned waits for.
+
+    Args:
+        hook: A function without arguments, or a coroutine function.
+
+    Returns:
+        An awaitable; it need not be awaited.
+
+    Raises:
+        TypeError: If it can't be called.
+        PropagationError: If the transaction in force was not opened by ``with_session()``.
+    """
+    scope = _hooked_scope("on_commit")
+    return run_now(hook) if scope is None else scope.on_commit(hook)
+
+
+def on_abort(hook: Hook) -> None:
+    """Let a function run after the transaction in force was aborted, and the classes unbound.
+
+    Outside any scope nothing can be aborted, and the function is not run.
+
+    Args:
+        hook: A function without arguments, or a coroutine function.
+
+    Raises:
+        TypeError: If it can't be called.
+        PropagationError: If the transaction in force was not opened by ``with_session()``.
+    """
+    scope = _hooked_scope("on_abort")
+    if scope is None:
+        check_hook(hook)
+    else:
+        scope.on_abort(hook)
+
+
+def _hooked_scope(wanted_by: str) -> SessionScope | None:
+    channel = innermost()
+    if channel is None or (channel.scope is None and not channel.in_transaction):
+        return None
+    if channel.scope is None:
+        raise PropagationError(
+            f"{wanted_by}() needs a transaction that with_session() owns, to be told how it ends, "
+            "and somebody else owns the session here: do it where that one commits."
+        )
+    return channel.scope

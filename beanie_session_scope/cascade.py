@@ -4,23 +4,29 @@ Beanie follows links on its own: it writes linked documents (``link_rule``) and 
 and passes no session on through half of these ways. So the methods that follow links bind
 the classes that they reach to the document's session, for as long as they run. A class
 that has no mixin can't be bound, and is refused.
+
+Most of these methods change the document in memory as well. Before they do, the journal of the
+transaction notes what it is.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 from beanie import DeleteRules, Document, Link, WriteRules
 
 from .binding import Block, Variable, put_outside, resolve
-from .channel import SessionChannel, borrow
+from .channel import SessionChannel, borrow, channel_of
+from .drivers import Session
 from .errors import ModelNotScopedError
 
 FETCHES = ("fetch_all_links", "fetch_link")
 CASCADES = ("delete", "hard_delete", "insert", "replace", "save")
+UPDATES = ("save_changes", "sync", "update")
 FOLLOWING = (WriteRules.WRITE, DeleteRules.DELETE_LINKS)
 
 
@@ -34,32 +40,73 @@ def linked_classes(model: type[Any]) -> list[type[Any]]:
     return [link.document_class for link in link_fields(model).values()]
 
 
-def carry_links(cls: type[Any]) -> None:
-    """Let the methods of a class that follow links take the linked classes along."""
-    for name in (*FETCHES, *CASCADES):
-        if hasattr(cls, name):
-            setattr(cls, name, _carrying(cls, name))
+def carry_scope(cls: type[Any]) -> None:
+    """Let the methods of a document's class know of the scope that they run in."""
+    for names, wrap in ((FETCHES, _fetching), (CASCADES, _cascading), (UPDATES, _writing)):
+        for name in names:
+            if hasattr(cls, name):
+                setattr(cls, name, wrap(cls, name))
 
 
-def _carrying(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
-    """Wrap a method of a document so that it takes the linked documents into its scope."""
+def _method_below(cls: type[Any], name: str) -> Callable[[Any], Callable[..., Awaitable[Any]]]:
+    """Return what finds the method that a wrapper stands in front of."""
     own = cls.__dict__.get(name)
-    signature = inspect.signature(getattr(cls, name))
-    always = name in FETCHES
+    if own is not None:
+        return lambda self: own.__get__(self)
+    return lambda self: getattr(super(cls, self), name)
+
+
+def _note(document: Any, session: Session | None) -> SessionChannel | None:
+    """Note what a document is before it is written, where that may be taken back."""
+    channel = resolve(document._scope_variables) if session is None else channel_of(session)
+    if channel is not None and channel.journal is not None:
+        channel.journal.note(document)
+    return channel
+
+
+def _writing(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
+    """Wrap a method that changes its own document, and follows no links."""
+    below = _method_below(cls, name)
 
     @wraps(getattr(cls, name))
-    def method(self: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        call = own.__get__(self) if own is not None else getattr(super(cls, self), name)
-        if always or args or "link_rule" in kwargs:
-            given = signature.bind(self, *args, **kwargs).arguments
-            if always or given.get("link_rule") in FOLLOWING:
-                session = given.get("session")
-                variables = self._scope_variables
-                channel = resolve(variables) if session is None else borrow(session)
-                if channel is not None:
-                    targets = _fetched(self, given.get("field")) if always else _written(self)
-                    return _carried(channel, _to_carry(self, name, targets), call, args, kwargs)
-        return call(*args, **kwargs)  # type: ignore[no-any-return]
+    async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _note(self, kwargs.get("session"))
+        return await below(self)(*args, **kwargs)
+
+    return method
+
+
+def _cascading(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
+    """Wrap a method that changes its own document, and those that it links to if asked to."""
+    below = _method_below(cls, name)
+    signature = inspect.signature(getattr(cls, name))
+
+    @wraps(getattr(cls, name))
+    async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments if args else kwargs
+        session = given.get("session")
+        channel = _note(self, session)
+        if given.get("link_rule") not in FOLLOWING or (channel is None and session is None):
+            return await below(self)(*args, **kwargs)
+        with _carried(channel or borrow(session), _to_carry(self, name, _written(self))):
+            return await below(self)(*args, **kwargs)
+
+    return method
+
+
+def _fetching(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
+    """Wrap a method that reads the documents that its own links to."""
+    below = _method_below(cls, name)
+    signature = inspect.signature(getattr(cls, name))
+
+    @wraps(getattr(cls, name))
+    async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        channel = resolve(self._scope_variables)
+        if channel is None:
+            return await below(self)(*args, **kwargs)
+        field = signature.bind(self, *args, **kwargs).arguments.get("field")
+        with _carried(channel, _to_carry(self, name, _fetched(self, field))):
+            return await below(self)(*args, **kwargs)
 
     return method
 
@@ -105,16 +152,11 @@ def _to_carry(document: Any, name: str, targets: set[type[Any]]) -> list[Variabl
     ]
 
 
-async def _carried(
-    channel: SessionChannel,
-    variables: list[Variable],
-    call: Callable[..., Awaitable[Any]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
+@contextmanager
+def _carried(channel: SessionChannel, variables: list[Variable]) -> Iterator[None]:
     block = Block()
     block.enter(variables, channel)
     try:
-        return await call(*args, **kwargs)
+        yield
     finally:
         block.leave()

@@ -23,12 +23,18 @@ from .drivers import DRIVER, Session
 from .errors import (
     ScopeClosedError,
     TransactionAbortedError,
+    TransactionExpiredError,
     TransactionsNotSupportedError,
 )
+from .lifetime import Lifetime
+from .memory import Journal
 from .waiting import Uncancelled, settle
 
 if TYPE_CHECKING:
     from .scope import SessionScope
+
+TRANSIENT = "TransientTransactionError"
+"""The label of an error after which the whole transaction may be run again."""
 
 ILLEGAL_OPERATION = 20
 """The code with which a standalone server answers to a transaction number."""
@@ -43,15 +49,30 @@ class SessionChannel:
         session: The driver's session.
         scope: The scope that owns the session; ``None`` where somebody else does.
         transaction: Whether the scope runs a transaction on the session.
+
+    Attributes:
+        epoch: Counts the transactions; a cursor belongs to the one in which it was opened.
+        failure: The error that ended the transaction on the server.
+        interrupted: Whether the driver was stopped in the middle of an operation, so that the
+            server may know more of the transaction than the driver does.
+        journal: The documents that the transaction writes, where a scope owns it.
+        lifetime: How long the transaction has been open on the server.
+        lock: Held for one call of the driver, or for the end of a transaction.
+        operations: How many operations the transaction has run.
     """
 
     __slots__ = (
         "__weakref__",
         "_guarded",
         "_in_flight",
-        "_lock",
         "closed_because",
+        "epoch",
         "failure",
+        "interrupted",
+        "journal",
+        "lifetime",
+        "lock",
+        "operations",
         "scope",
         "session",
         "transaction",
@@ -63,15 +84,27 @@ class SessionChannel:
         self.session = session
         self.scope = scope
         self.transaction = transaction
-        self.failure: PyMongoError | None = None
-        self._lock = asyncio.Lock()
+        self.journal = Journal() if transaction else None
+        self.lifetime = Lifetime(session.client)
+        # A scope may run on a session that classes are bound to already.
+        before = channel_of(session)
+        self.lock: asyncio.Lock = asyncio.Lock() if before is None else before.lock
         self.closed_because: str | None = None
+        self.epoch = 0
         self._in_flight: asyncio.Future[Any] | None = None
+        self.start_transaction()
+        _channels[id(session)] = self
+
+    def start_transaction(self) -> None:
+        """Forget the transaction that was: the session has none yet, or a new one."""
+        self.failure: BaseException | None = None
+        self.interrupted = False
+        self.operations = 0
+        self.epoch += 1
         # The first operation of a transaction is the one that opens it on the server. Were
         # it abandoned half-way, an abort could overtake it and leave the transaction open.
         # Of a session that somebody else owns, nobody can tell which operation that is.
-        self._guarded = transaction or DRIVER.outlives_cancellation
-        _channels[id(session)] = self
+        self._guarded = self.transaction or DRIVER.outlives_cancellation
 
     @property
     def closed(self) -> bool:
@@ -138,22 +171,25 @@ class SessionChannel:
         Raises:
             ScopeClosedError: If the channel was closed.
             TransactionAbortedError: If an earlier error ended the transaction.
+            TransactionExpiredError: If the transaction outlived the server's limit.
             TransactionsNotSupportedError: If the server is a standalone one.
         """
-        await self._lock.acquire()
+        await self.lock.acquire()
         guarded = False
         try:
             if not self.usable:
                 self.check_open()
+            self.operations += 1
             guarded = self._guarded or (not self.transaction and self.session.in_transaction)
             if not guarded:
                 return await call(owner, *args, **kwargs)
         except PyMongoError as error:
             self._note(error)
+            await self.explain(error)
             raise
         finally:
             if not guarded:
-                self._lock.release()
+                self.lock.release()
         return await self._run_guarded(call, owner, args, kwargs)
 
     async def _run_guarded(
@@ -169,9 +205,11 @@ class SessionChannel:
         too, comes after that.
         """
         try:
+            if self.transaction and not self.lifetime.age:
+                self.lifetime.begin()
             in_flight = asyncio.ensure_future(call(owner, *args, **kwargs))
         except BaseException:
-            self._lock.release()
+            self.lock.release()
             raise
         self._in_flight = in_flight  # asyncio itself holds its tasks only weakly
         try:
@@ -180,6 +218,8 @@ class SessionChannel:
             return await (settle(in_flight) if self.scope is None else Uncancelled(in_flight))
         except OperationFailure as error:
             refuse_standalone(error)
+            self._note(error)
+            await self.explain(error)
             raise
         finally:
             if in_flight.done():
@@ -188,9 +228,10 @@ class SessionChannel:
                 in_flight.add_done_callback(self._landed)
 
     def _landed(self, done: asyncio.Future[Any]) -> None:
-        self._lock.release()
+        self.lock.release()
         self._in_flight = None
         if done.cancelled():
+            self.interrupted = True
             return
         # Asked also when nobody waits any more: it may have ended the transaction.
         error = done.exception()
@@ -200,12 +241,17 @@ class SessionChannel:
             self._note(error)
 
     def _note(self, error: PyMongoError) -> None:
-        """Remember an error that ended the transaction on the server."""
-        if self.transaction and (
-            isinstance(error, OperationFailure)
-            or error.has_error_label("TransientTransactionError")
-        ):
+        """Remember the error that ended the transaction on the server, the first of all."""
+        if self.transaction and self.failure is None and ends_transaction(error):
             self.failure = error
+
+    async def explain(self, error: PyMongoError) -> None:
+        """Raise ``TransactionExpiredError`` where an error means just that."""
+        try:
+            await self.lifetime.check(error)
+        except TransactionExpiredError as expired:
+            self.failure = expired
+            raise
 
     async def close(self, because: str) -> None:
         """Wait for what is in flight, then take no further operations.
@@ -213,8 +259,14 @@ class SessionChannel:
         Args:
             because: How the scope ended, for the message of ``ScopeClosedError``.
         """
-        async with self._lock:
+        async with self.lock:
             self.closed_because = because
+            self.epoch += 1
+
+
+def ends_transaction(error: PyMongoError) -> bool:
+    """Tell whether an operation's error ends its transaction on the server."""
+    return isinstance(error, OperationFailure) or error.has_error_label(TRANSIENT)
 
 
 def refuse_standalone(error: OperationFailure) -> None:
@@ -235,4 +287,7 @@ def channel_of(session: Session) -> SessionChannel | None:
 
 def borrow(session: Session) -> SessionChannel:
     """Return the channel of a session that somebody else owns, opening one if needed."""
-    return channel_of(session) or SessionChannel(session)
+    channel = channel_of(session)
+    if channel is None or (channel.closed and not session.has_ended):
+        channel = SessionChannel(session)
+    return channel

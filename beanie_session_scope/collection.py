@@ -22,7 +22,7 @@ from pymongo.cursor import Cursor
 from .binding import Variable, resolve
 from .channel import SessionChannel, channel_of
 from .drivers import DRIVER
-from .errors import UnsupportedInTransactionError
+from .errors import ScopeClosedError, UnsupportedInTransactionError
 
 
 class Kind(Enum):
@@ -173,10 +173,11 @@ class BoundCursor:
     speed; every command goes through the session's channel.
     """
 
-    __slots__ = ("_channel", "_cursor", "_fetched", "_next", "_running")
+    __slots__ = ("_channel", "_cursor", "_epoch", "_fetched", "_next", "_running")
 
     def __init__(self, channel: SessionChannel, cursor: Any) -> None:
         self._channel = channel
+        self._epoch = channel.epoch
         self._cursor = cursor
         self._next = cursor.__anext__
         self._fetched = 0  # how many documents the driver can give without a command
@@ -192,7 +193,7 @@ class BoundCursor:
         Raises:
             ScopeClosedError: If the scope is over.
         """
-        if self._fetched and self._channel.closed_because is None:
+        if self._fetched and self._channel.epoch == self._epoch:
             self._fetched -= 1
             return self._next()
         return self._fetch()
@@ -211,6 +212,11 @@ class BoundCursor:
         What it leaves in the buffer is counted only while nothing else has started since:
         ``to_list`` may be emptying the buffer by then.
         """
+        if self._channel.epoch != self._epoch:
+            raise ScopeClosedError(
+                "This cursor was opened in a transaction that its scope has ended since, with "
+                "commit() or abort(): open another one for the transaction that came after it."
+            )
         self._fetched = 0
         self._running = name
         return getattr(self._cursor, name)(*args, **kwargs)
@@ -225,7 +231,7 @@ class BoundCursor:
 
     async def close(self) -> None:
         """Close the cursor on the server, which does that itself when the transaction ends."""
-        if self._channel.usable:
+        if self._channel.usable and self._channel.epoch == self._epoch:
             await self._channel.run(type(self._cursor).close, self._cursor)
 
     def __getattr__(self, name: str) -> Any:

@@ -7,6 +7,7 @@ installed Beanie talks to.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from importlib import import_module
 from typing import Any, ClassVar, TypeAlias
 
@@ -45,6 +46,13 @@ class Driver(ABC):
     @abstractmethod
     async def end_session(self, session: Session) -> None:
         """End a session; sends nothing where its transaction has ended."""
+
+    def kill_session(self, client: Client, session_id: Any) -> Awaitable[Any]:
+        """Let the server end whatever it runs for a session, its transaction included.
+
+        MongoDB manual, ``killSessions``: a user may kill sessions of its own.
+        """
+        return client.admin.command("killSessions", [session_id])  # type: ignore[no-any-return]
 
     @abstractmethod
     def buffered(self, cursor: Any) -> int:

@@ -8,6 +8,10 @@ say what may be retried (MongoDB *transactions* specification, "Error Labels").
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from beanie import Document
+
 
 class SessionScopeError(Exception):
     """Base class of every error of this package."""
@@ -62,8 +66,46 @@ class UnexpectedRollbackError(SessionScopeError):
     """The block was left normally, but its transaction could only be rolled back."""
 
 
+class TransactionExpiredError(SessionScopeError):
+    """The transaction outlived the server's limit; running it again would be no use."""
+
+
+class TransactionTimeoutError(SessionScopeError):
+    """The transaction was run again and again, and its time is up."""
+
+
 class CommitUnknownError(SessionScopeError):
-    """The commit was sent, and its outcome can't be known."""
+    """The commit was sent, and its outcome can't be known.
+
+    Attributes:
+        documents: Those that the transaction wrote or tracked. They are left as they are, and
+            ``await scope.refresh()`` reads them again.
+    """
+
+    def __init__(self, message: str, documents: Iterable[Document] = ()) -> None:
+        super().__init__(message)
+        self.documents = list(documents)
+
+
+class HookError(SessionScopeError):
+    """A hook failed, after the outcome of the transaction was settled.
+
+    Its cause is the first error of a hook. It carries no labels: the transaction is over, and
+    must not be run again because a hook says so.
+
+    Attributes:
+        committed: Whether the transaction was committed; otherwise it was aborted.
+        errors: What the hooks raised, in order.
+    """
+
+    def __init__(self, message: str, committed: bool, errors: Iterable[BaseException]) -> None:
+        super().__init__(message)
+        self.committed = committed
+        self.errors = list(errors)
+
+    def has_error_label(self, label: str) -> bool:
+        """Answer ``False``."""
+        return False
 
 
 class TransactionsNotSupportedError(SessionScopeError):

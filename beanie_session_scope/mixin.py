@@ -15,7 +15,7 @@ from beanie import Document, UnionDoc, View
 from beanie.exceptions import CollectionWasNotInitialized, ViewWasNotInitialized
 
 from .binding import Token, Variable, resolve, unbind
-from .cascade import carry_links
+from .cascade import carry_scope
 from .channel import borrow
 from .collection import bind_collection
 from .drivers import DRIVER, Session
@@ -68,7 +68,7 @@ class SessionScopeMixin:
         cls._scope_collection = None
         cls._scope_settings = _settings_attribute(cls)
         if not any(_is_model(base) for base in cls.__bases__) and _is_model(cls):
-            carry_links(cls)
+            carry_scope(cls)
         _models.append(ref(cls, _models.remove))
 
     @classmethod

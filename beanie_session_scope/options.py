@@ -10,6 +10,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from .errors import PropagationError
+from .waiting import BOUND
 
 Propagation = Literal["required", "requires_new", "mandatory", "never"]
 PROPAGATIONS: tuple[Propagation, ...] = ("required", "requires_new", "mandatory", "never")
@@ -28,6 +29,7 @@ class ScopeOptions:
     causal_consistency: bool | None = None
     snapshot: bool = False
     timeout: float = field(default=120.0, compare=False)
+    cleanup_timeout: float = field(default=BOUND, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what can't work, before anything is sent or bound."""
@@ -58,8 +60,10 @@ class ScopeOptions:
             self.read_preference = None
         if self.causal_consistency and not self.snapshot:
             self.causal_consistency = None
-        if not self.timeout > 0:
-            raise ValueError(f"timeout={self.timeout!r} must be a number of seconds above 0.")
+        for name in ("timeout", "cleanup_timeout"):
+            seconds = getattr(self, name)
+            if not isinstance(seconds, (int, float)) or not seconds > 0:
+                raise ValueError(f"{name}={seconds!r} must be a number of seconds above 0.")
 
     def _refuse_transaction_options(self) -> None:
         names = ("read_concern", "write_concern", "read_preference", "max_commit_time_ms")

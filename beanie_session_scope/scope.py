@@ -1,75 +1,31 @@
-"""One session scope: the life of a session and its transaction, from entry to exit.
+"""``SessionScope``: the block that ``with_session`` opens, and its controls.
 
-A scope moves through the states of ``ScopeState``, and only along ``TRANSITIONS``::
-
-    NEW -> OPEN -> COMMITTING -> COMMITTED
-                       |------> ABORTED      the server refused the commit
-                       |------> UNKNOWN      the outcome can't be known
-                -> ABORTING  -> ABORTED
-                -> ENDED                     no transaction, or one that was ended by hand
-
-Leaving the block without an exception means committed. Any exception means aborted, and
-it propagates unchanged.
+A scope owns a session and its transactions, or has joined the scope that does. Leaving the
+block without an exception means committed. Any exception means aborted, and it propagates
+unchanged.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Generator
-from enum import Enum
-from itertools import count
-from random import random
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any
 
-from pymongo.errors import OperationFailure, PyMongoError
+from beanie import Document
 
-from .binding import SCOPE, Block, Variable, innermost
+from .binding import SCOPE, Block, Variable, enclosing, innermost
 from .channel import SessionChannel
+from .deadline import Deadline
 from .drivers import DRIVER, Client, Session
-from .errors import (
-    CommitUnknownError,
-    PropagationError,
-    Rollback,
-    ScopeClosedError,
-    ScopeReusedError,
-    SessionScopeError,
-    TransactionAbortedError,
-    UnexpectedRollbackError,
-)
+from .errors import PropagationError, ScopeClosedError, ScopeReusedError
+from .hooks import DONE, Hook, check_hook, run_now
+from .memory import check_documents, read_again
 from .options import ScopeOptions
-from .waiting import logger, nameof, settle
-
-UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
-MAX_TIME_MS_EXPIRED = 50
-
-
-class ScopeState(Enum):
-    """Where a scope is in its life."""
-
-    NEW = "new"
-    OPEN = "open"
-    COMMITTING = "committing"
-    COMMITTED = "committed"
-    ABORTING = "aborting"
-    ABORTED = "aborted"
-    UNKNOWN = "unknown"
-    ENDED = "ended"
-
-
-TRANSITIONS: dict[ScopeState, frozenset[ScopeState]] = {
-    ScopeState.NEW: frozenset({ScopeState.OPEN}),
-    ScopeState.OPEN: frozenset({ScopeState.COMMITTING, ScopeState.ABORTING, ScopeState.ENDED}),
-    ScopeState.COMMITTING: frozenset(
-        {ScopeState.COMMITTED, ScopeState.ABORTED, ScopeState.UNKNOWN}
-    ),
-    ScopeState.ABORTING: frozenset({ScopeState.ABORTED}),
-    ScopeState.COMMITTED: frozenset(),
-    ScopeState.ABORTED: frozenset(),
-    ScopeState.UNKNOWN: frozenset(),
-    ScopeState.ENDED: frozenset(),
-}
+from .outcome import is_rollback
+from .state import ScopeState
+from .transaction import Transaction
+from .waiting import settle
 
 
 class SessionScope:
@@ -85,16 +41,17 @@ class SessionScope:
         self,
         plan: Callable[[], tuple[Client, list[Variable]]],
         options: ScopeOptions,
+        session: Session | None = None,
     ) -> None:
         self.options = options
         self._plan = plan
-        self._state = ScopeState.NEW
+        self._given = session
         self._block = Block()
         self._client: Client | None = None
         self._channel: SessionChannel | None = None
-        self._owner: SessionScope | None = None
+        self._transaction: Transaction | None = None
         self._joined = False
-        self._rollback_only: str | None = None
+        self._state = ScopeState.NEW
 
     def __await__(self) -> Generator[Any, None, SessionScope]:
         """Return the scope itself, still to be entered."""
@@ -103,12 +60,12 @@ class SessionScope:
 
     def __repr__(self) -> str:
         """Show the state; no connection string."""
-        return f"<SessionScope {self.state.value}>"
+        return f"<{type(self).__name__} {self.state.value}>"
 
     @property
     def state(self) -> ScopeState:
         """Where the scope is in its life; a joined one follows the scope that it joined."""
-        return self._owner.state if self._owner is not None else self._state
+        return self._state if self._transaction is None else self._transaction.state
 
     @property
     def session(self) -> Session | None:
@@ -123,8 +80,7 @@ class SessionScope:
     @property
     def rollback_only(self) -> bool:
         """Whether the transaction can only be rolled back."""
-        owner = self._owner or self
-        return owner._rollback_only is not None
+        return self._transaction is not None and self._transaction.rollback_only is not None
 
     def set_rollback_only(self, reason: str) -> None:
         """Let the transaction end in a rollback, however the block is left.
@@ -138,18 +94,129 @@ class SessionScope:
             PropagationError: If there is no transaction that this scope, or the one that it
                 joined, could roll back.
         """
-        owner = self._owner or self
-        if owner._state is not ScopeState.OPEN or (owner._channel and owner._channel.closed):
-            raise ScopeClosedError(
-                f"set_rollback_only() came when the scope was {owner._state.value}: call it "
-                "inside the block."
-            )
-        if owner._channel is None or not owner._channel.transaction:
-            raise PropagationError(
-                "set_rollback_only() needs a transaction that with_session() owns, and here is "
-                "a plain session, or one that somebody else owns: raise an error instead."
-            )
-        owner._rollback_only = owner._rollback_only or reason
+        transaction = self._open_transaction("set_rollback_only")
+        transaction.rollback_only = transaction.rollback_only or reason
+
+    async def commit(self) -> None:
+        """Commit what was done so far, and go on with a new transaction in the same scope.
+
+        The hooks of the transaction that ends run, those ``before_commit`` first. Cursors that
+        were opened in it are over.
+
+        Raises:
+            PropagationError: If this scope has joined another one, or another one has joined
+                it and is open: only the owner ends a transaction.
+            ScopeClosedError: If the scope is not open.
+            UnexpectedRollbackError: If the transaction could only be rolled back.
+            TransactionAbortedError: If an error that was caught had ended the transaction.
+            CommitUnknownError: If the outcome of the commit can't be known.
+        """
+        transaction = self._own_transaction("commit")
+        veto = await transaction.run_before_commit()
+        if veto is not None:
+            if transaction.rollback_only is None:
+                transaction.rollback_only = f"a before_commit hook raised {type(veto).__name__}"
+            raise veto
+        await self._settle(transaction.next("commit"))
+
+    async def abort(self) -> None:
+        """Take back what was done so far, and go on with a new transaction in the same scope.
+
+        That works, too, after an error of the server that was caught had ended the
+        transaction, and in a scope that was rollback-only.
+
+        Raises:
+            PropagationError: If this scope has joined another one, or another one has joined
+                it and is open: only the owner ends a transaction.
+            ScopeClosedError: If the scope is not open.
+            TransactionAbortedError: If the transaction was ended by hand.
+        """
+        await self._settle(self._own_transaction("abort").next("abort"))
+
+    def before_commit(self, hook: Hook) -> None:
+        """Let a function run before the commit, inside the transaction.
+
+        Args:
+            hook: A function without arguments, or a coroutine function. What it raises is a
+                veto: the transaction is aborted, and the error leaves the block.
+
+        Raises:
+            TypeError: If it can't be called.
+            ScopeClosedError: If the scope is not open.
+            PropagationError: If there is no transaction that with_session() owns.
+        """
+        self._open_transaction("before_commit").hooks.before_commit.append(check_hook(hook))
+
+    def on_commit(self, hook: Hook) -> Awaitable[None]:
+        """Let a function run after the commit, when the classes are unbound again.
+
+        A joined scope hands it to its owner. With ``transaction=False`` every operation stands
+        at once, so the function is run at once.
+
+        Args:
+            hook: A function without arguments, or a coroutine function.
+
+        Returns:
+            An awaitable, for a coroutine function that is run at once.
+
+        Raises:
+            TypeError: If it can't be called.
+            ScopeClosedError: If the scope is not open.
+            PropagationError: If somebody else owns the transaction.
+        """
+        if self._is_plain_session():
+            return run_now(hook)
+        self._open_transaction("on_commit").hooks.after_commit.append(check_hook(hook))
+        return DONE
+
+    def on_abort(self, hook: Hook) -> None:
+        """Let a function run after the transaction was aborted, as ``on_commit`` does."""
+        if self._is_plain_session():
+            check_hook(hook)
+        else:
+            self._open_transaction("on_abort").hooks.after_abort.append(check_hook(hook))
+
+    def track(self, *documents: Document) -> None:
+        """Let documents be what they are now, fields and all, should the transaction be aborted.
+
+        Documents that are written in the scope need no tracking for what the writes change;
+        this is for what the block itself changes in them before. The documents that they
+        link to, where these were fetched, are tracked as well.
+
+        Args:
+            documents: The documents.
+
+        Raises:
+            TypeError: If one of them is no document.
+            ScopeClosedError: If the scope is not open.
+            PropagationError: If there is no transaction that with_session() owns.
+        """
+        check_documents(documents)
+        journal = self._open_transaction("track").journal
+        for document in documents:
+            journal.track(document)
+
+    async def refresh(self, *documents: Document) -> None:
+        """Read documents again, as after a ``CommitUnknownError``.
+
+        A document that is not stored becomes what it was before the scope first wrote to it.
+
+        Args:
+            documents: The documents; none named means all that the scope wrote or tracks.
+
+        Raises:
+            TypeError: If one of them is no document.
+        """
+        check_documents(documents)
+        transaction = self._transaction
+        if transaction is not None:
+            if transaction.can_roll_back:
+                # What is read now may be taken back.
+                for document in documents:
+                    transaction.journal.note(document)
+            await read_again(transaction.journal, documents)
+
+    # -- entering and leaving --------------------------------------------------------------
 
     async def __aenter__(self) -> Session:
         """Open or join a scope and bind the classes.
@@ -163,18 +230,15 @@ class SessionScope:
                 "with_session() again for another transaction."
             )
         self._client, variables = self._plan()
-        outer = self._joinable(innermost(self._client))
-        self._move(ScopeState.OPEN)
-        if outer is None:
-            try:
-                self._channel = await self._open()
-            except BaseException:
-                self._move(ScopeState.ENDED)
-                raise
+        channel = self._joinable(innermost(self._client))
+        self._state = ScopeState.OPEN
+        if channel is None:
+            channel = await self._open()
         else:
-            self._channel, self._owner, self._joined = outer, outer.scope, True
-        self._block.enter([SCOPE, *variables], self._channel)
-        return self._channel.session
+            self._join(channel)
+        self._channel = channel
+        self._block.enter([SCOPE, *variables], channel)
+        return channel.session
 
     def _joinable(self, open_channel: SessionChannel | None) -> SessionChannel | None:
         """Return the channel to join, or ``None`` where this scope starts its own."""
@@ -191,6 +255,11 @@ class SessionScope:
             )
         if how == "requires_new" or open_channel is None:
             return None
+        if self._given is not None and self._given is not open_channel.session:
+            raise PropagationError(
+                "session= names another session than the one of the scope that is open on this "
+                'client: leave session= out to join that one, or use propagation="requires_new".'
+            )
         self.options.check_joinable(
             open_channel.scope.options
             if open_channel.scope is not None
@@ -198,16 +267,41 @@ class SessionScope:
         )
         return open_channel
 
+    def _join(self, channel: SessionChannel) -> None:
+        self._joined = True
+        if channel.scope is not None:
+            self._transaction = channel.scope._transaction
+            assert self._transaction is not None
+            self._transaction.joined_by += 1
+
     async def _open(self) -> SessionChannel:
-        options = self.options
-        session = await DRIVER.start_session(self._client, **options.session_options())
-        if options.transaction:
-            try:
+        options, session = self.options, self._given
+        if session is not None and session.in_transaction:
+            raise PropagationError(
+                "session= names a session that is in a transaction already: end that one first, "
+                "or bind the classes to it with bind_session()."
+            )
+        try:
+            if session is None:
+                session = await DRIVER.start_session(self._client, **options.session_options())
+            if options.transaction:
                 await DRIVER.start_transaction(session, **options.transaction_options())
-            except BaseException:
+        except BaseException:
+            self._state = ScopeState.ENDED
+            if session is not None and self._given is None:
                 await DRIVER.end_session(session)
-                raise
-        return SessionChannel(session, self, transaction=options.transaction)
+            raise
+        channel = SessionChannel(session, self, transaction=options.transaction)
+        self._transaction = Transaction(
+            channel, options, self._deadline, self._will_retry, self._block.restore
+        )
+        return channel
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self.options.timeout)
+
+    def _will_retry(self, error: BaseException) -> bool:
+        return False
 
     async def __aexit__(
         self,
@@ -225,118 +319,111 @@ class SessionScope:
             TransactionAbortedError: If the block was left normally, but an error that it
                 caught had ended the transaction.
             CommitUnknownError: If the outcome of the commit can't be known.
+            HookError: If a hook failed after the outcome was settled.
         """
         if self._state is not ScopeState.OPEN:
             raise ScopeReusedError("This scope is not open, so it can't be left.")
+        quiet = False
         try:
             if self._joined:
                 self._leave_joined(exc)
-                return False
-            await settle(asyncio.ensure_future(self._finish(exc)))
-            # A rollback that did not happen is not quiet: there was nothing to roll back.
-            return self.state is ScopeState.ABORTED and is_rollback(exc)
+            else:
+                quiet = await self._leave(exc)
+        except BaseException as error:
+            exc = error
+            raise
         finally:
+            self._state = ScopeState.ENDED
             self._block.leave()
+            if exc is not None and not self._joined:
+                tell_enclosing(exc)
+        return quiet
 
     def _leave_joined(self, exc: BaseException | None) -> None:
-        self._move(ScopeState.ENDED)
-        owner = self._owner
-        # Not where the owner ends already: this block's operations were refused then.
-        if exc is not None and owner is not None and owner._may_roll_back():
-            owner.set_rollback_only(f"a block that had joined it failed: {type(exc).__name__}")
+        transaction = self._transaction
+        if transaction is not None:
+            transaction.joined_by -= 1
+            # Not where the owner ends already: this block's operations were refused then.
+            if exc is not None and transaction.can_roll_back and not transaction.rollback_only:
+                transaction.rollback_only = (
+                    f"a block that had joined it failed: {type(exc).__name__}"
+                )
 
-    def _may_roll_back(self) -> bool:
-        channel = self._channel
-        return channel is not None and channel.transaction and not channel.closed
+    async def _leave(self, exc: BaseException | None) -> bool:
+        transaction = self._transaction
+        assert transaction is not None
+        veto = await transaction.run_before_commit() if exc is None else None
+        cause = exc or veto
+        await self._settle(transaction.finish(cause, end_session=self._given is None), cause)
+        # A rollback that did not happen is not quiet: there was nothing to roll back.
+        aborted = transaction.state in (ScopeState.ABORTED, ScopeState.ABORTING)
+        if aborted and is_rollback(cause):
+            return True
+        if veto is not None:
+            raise veto
+        return False
 
-    async def _finish(self, exc: BaseException | None) -> None:
-        """End the transaction and the session, in a task that nobody cancels."""
-        channel = self._channel
-        assert channel is not None
-        await channel.close("it was left" if exc is None else f"{type(exc).__name__} ended it")
-        # From here on nothing changes the outcome any more.
+    async def _settle(
+        self, ending: Coroutine[Any, Any, None], cause: BaseException | None = None
+    ) -> None:
+        """Let a transaction end, in a task that nobody cancels, and wait for it."""
+        work = asyncio.ensure_future(ending)
         try:
-            if not channel.session.in_transaction:
-                self._move(ScopeState.ENDED)
-            elif exc is None and channel.transaction and self._silent_rollback() is None:
-                await self._commit(channel.session)
-            else:
-                await self._abort(channel.session)
+            await settle(work, self.options.cleanup_timeout, bounded=cause is not None)
         finally:
-            await DRIVER.end_session(channel.session)
-        if exc is None and self._state is ScopeState.ABORTED:
-            error = self._silent_rollback()
-            assert error is not None
-            raise error from channel.failure
+            if not work.done() and self._transaction is not None:
+                self._transaction.abandon(cause)
 
-    def _silent_rollback(self) -> SessionScopeError | None:
-        """Return what to raise where leaving normally would wrongly mean committed."""
-        channel = self._channel
-        assert channel is not None
-        if self._rollback_only is not None:
-            return UnexpectedRollbackError(
-                f"The transaction was rolled back, because {self._rollback_only}. The block was "
-                "left normally, which would have meant committed: let the error leave the "
-                "block, or raise Rollback to say that nothing should stay."
+    # -- what its controls need ------------------------------------------------------------
+
+    def _open_transaction(self, wanted_by: str) -> Transaction:
+        """Return the transaction that can still be told something."""
+        transaction = self._transaction
+        if self.state is not ScopeState.OPEN or (transaction and transaction.channel.closed):
+            raise ScopeClosedError(
+                f"{wanted_by}() came when the scope was {self.state.value}: call it inside the "
+                "block."
             )
-        if channel.failure is not None:
-            return TransactionAbortedError(
-                f"The transaction was rolled back: {type(channel.failure).__name__} in one of "
-                "its operations had ended it on the server, although the code caught that "
-                "error. Let such an error leave the block, then run the block again."
+        if transaction is None or not transaction.channel.transaction:
+            raise PropagationError(
+                f"{wanted_by}() needs a transaction that with_session() owns, and here is a "
+                "plain session, or one that somebody else owns."
             )
-        if not channel.transaction:
-            return UnexpectedRollbackError(
-                "A transaction was rolled back that had been started by hand on the session of "
-                "a scope with transaction=False, and was still open: commit it inside the "
-                "block, or leave transaction=False out."
+        return transaction
+
+    def _own_transaction(self, wanted_by: str) -> Transaction:
+        """Return the transaction that this scope may end."""
+        transaction = self._transaction
+        if (
+            transaction is not None
+            and self._state is ScopeState.OPEN
+            and transaction.state is ScopeState.ABORTED
+            and wanted_by == "abort"
+        ):
+            return transaction  # commit() has failed, and abort() begins anew
+        transaction = self._open_transaction(wanted_by)
+        if self._joined or transaction.joined_by:
+            raise PropagationError(
+                f"{wanted_by}() would end the transaction of several blocks: one that has joined "
+                "the scope is open. Only the owner ends a transaction, after those: let an "
+                "error leave the block, or call set_rollback_only()."
             )
-        return None
+        return transaction
 
-    async def _commit(self, session: Session) -> None:
-        """Commit; again while the outcome is unknown (transactions specification)."""
-        self._move(ScopeState.COMMITTING)
-        deadline = time.monotonic() + self.options.timeout
-        for attempt in count():
-            try:
-                await session.commit_transaction()
-            except PyMongoError as error:
-                if not error.has_error_label(UNKNOWN_COMMIT):
-                    self._move(ScopeState.ABORTED)
-                    raise
-                if _out_of_time(error) or time.monotonic() >= deadline:
-                    self._move(ScopeState.UNKNOWN)
-                    raise CommitUnknownError(
-                        "The commit was sent, and no answer says whether it was applied. Read "
-                        "the data before doing the work again: it may be there."
-                    ) from error
-                await asyncio.sleep(random() * min(0.005 * 1.5**attempt, 0.5))
-            else:
-                self._move(ScopeState.COMMITTED)
-                return
-
-    async def _abort(self, session: Session) -> None:
-        self._move(ScopeState.ABORTING)
-        try:
-            await session.abort_transaction()
-        except PyMongoError as error:
-            # The server aborts by itself what it is not told to commit, and what the user
-            # must see is the exception that left the block.
-            logger.warning("Aborting a transaction failed: %s", nameof(error))
-        self._move(ScopeState.ABORTED)
-
-    def _move(self, state: ScopeState) -> None:
-        if state not in TRANSITIONS[self._state]:
-            raise RuntimeError(f"A scope can't go from {self._state.value} to {state.value}.")
-        self._state = state
+    def _is_plain_session(self) -> bool:
+        transaction = self._transaction
+        return (
+            transaction is not None
+            and self.state is ScopeState.OPEN
+            and not transaction.channel.in_transaction
+        )
 
 
-def is_rollback(exc: BaseException | None) -> bool:
-    """Tell whether an exception is a ``Rollback``, or a group of nothing else."""
-    inner = getattr(exc, "exceptions", ())
-    return isinstance(exc, Rollback) or (bool(inner) and all(map(is_rollback, inner)))
+def tell_enclosing(error: BaseException) -> None:
+    """Let the enclosing scopes know that an error is the outcome of another transaction.
 
-
-def _out_of_time(error: PyMongoError) -> bool:
-    """Tell whether the commit ran into its own ``max_commit_time_ms``."""
-    return isinstance(error, OperationFailure) and error.code == MAX_TIME_MS_EXPIRED
+    Its labels say what may be done about that one; run again, they would fail as well.
+    """
+    for channel in enclosing():
+        if channel.scope is not None and channel.scope._transaction is not None:
+            channel.scope._transaction.foreign.append(error)

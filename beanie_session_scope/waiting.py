@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
 from typing import Any, TypeVar
 
-logger = logging.getLogger("beanie_session_scope")
+from .log import log, nameof
 
 T = TypeVar("T")
+
+BOUND = 10.0
+"""How long clean-up is waited for after a cancellation, where nothing else is asked, in seconds."""
 
 
 class Uncancelled:
@@ -65,35 +68,118 @@ class Uncancelled:
         return True
 
 
-async def settle(work: asyncio.Future[T]) -> T:
+async def settle(
+    work: asyncio.Future[T], bound: float = BOUND, *, bounded: bool = False
+) -> T | None:
     """Wait for a future to its end, however often the running task is cancelled meanwhile.
 
     Args:
         work: What must not be left half done.
+        bound: How long to wait after the task was cancelled, in seconds. Past it the work
+            goes on in the background, which is logged.
+        bounded: Whether the bound counts from now on, cancelled or not.
 
     Returns:
-        Its result.
+        Its result; ``None`` where it goes on in the background.
 
     Raises:
-        asyncio.CancelledError: If the task was cancelled; only after the work ended.
+        asyncio.CancelledError: If the task was cancelled.
     """
+    loop = work.get_loop()
     cancellation: asyncio.CancelledError | None = None
+    end = loop.time() + bound if bounded else None
     while not work.done():
         try:
-            await Uncancelled(work)
+            if end is None:
+                await Uncancelled(work)
+            elif (remaining := end - loop.time()) > 0:
+                await asyncio.wait({work}, timeout=remaining)
+            else:
+                leave_to_background(work, bound)
+                break
         except asyncio.CancelledError as error:
             cancellation = error
+            end = end if end is not None else loop.time() + bound
         except Exception:
             break  # the work's own: raised below
     if cancellation is None:
-        return work.result()
-    if not work.cancelled() and work.exception() is not None:
-        # No traceback: the message of a driver error can hold the contents of documents.
-        logger.error("What a cancelled task had begun failed: %s", nameof(work.exception()))
+        return work.result() if work.done() else None
+    if work.done():
+        _log_failure(work)
     raise cancellation
 
 
-def nameof(error: BaseException | None) -> str:
-    """Name an error for the log: its class and, of a server error, its code."""
-    code = getattr(error, "code", None)
-    return type(error).__name__ + ("" if code is None else f" (code {code})")
+_background: set[asyncio.Future[Any]] = set()
+
+
+def leave_to_background(work: asyncio.Future[Any], bound: float) -> None:
+    """Hold a future that nobody waits for any longer, and log how it ends.
+
+    Args:
+        work: The future; the event loop alone would let go of it.
+        bound: For how long it was waited for, in seconds.
+    """
+    log(
+        logging.WARNING,
+        "background",
+        "The server has not answered for %.1f s: the clean-up goes on in the background",
+        bound,
+        waited=bound,
+    )
+    _background.add(work)
+    work.add_done_callback(_end_in_background)
+
+
+def _end_in_background(work: asyncio.Future[Any]) -> None:
+    _background.discard(work)
+    if work.cancelled() or work.exception() is not None:
+        _log_failure(work)
+    else:
+        log(logging.INFO, "background.done", "The clean-up in the background is done")
+
+
+def _log_failure(work: asyncio.Future[Any]) -> None:
+    error = asyncio.CancelledError() if work.cancelled() else work.exception()
+    if error is not None:
+        # No traceback: the message of a driver error can hold the contents of documents.
+        name = nameof(error)
+        log(
+            logging.ERROR,
+            "cleanup.failed",
+            "What a cancelled task had begun failed: %s",
+            name,
+            error=name,
+        )
+
+
+async def insist(begin: Callable[[], Awaitable[T]], bound: float = BOUND) -> T:
+    """Run a step of a clean-up to its end, also when the loop is shut down meanwhile.
+
+    ``asyncio.run`` cancels *every* task when its main one is done, then waits for them. That
+    reaches a clean-up which is already protected from the task that asked for it.
+
+    Args:
+        begin: Starts the step. It is called again where a cancellation has ended it half-way,
+            so it must be one that can be repeated.
+        bound: How long to go on after a cancellation, in seconds.
+
+    Returns:
+        The step's result.
+
+    Raises:
+        asyncio.TimeoutError: If the bound is past.
+    """
+    loop = asyncio.get_running_loop()
+    end: float | None = None
+    work = begin()
+    while True:
+        # What goes on by itself (Motor's threads do) is waited for, not begun again.
+        waiting = Uncancelled(work) if isinstance(work, asyncio.Future) else work
+        try:
+            if end is None:
+                return await waiting
+            return await asyncio.wait_for(waiting, end - loop.time())
+        except asyncio.CancelledError:
+            end = end if end is not None else loop.time() + bound
+            if not isinstance(work, asyncio.Future) or work.done():
+                work = begin()

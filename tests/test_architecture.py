@@ -12,17 +12,26 @@ import beanie_session_scope
 PACKAGE = Path(beanie_session_scope.__file__).parent
 LAYERS = (
     "errors",
+    "log",
     "drivers",
     "waiting",
+    "deadline",
+    "lifetime",
+    "memory",
+    "hooks",
     "channel",
     "binding",
     "options",
+    "state",
+    "outcome",
+    "transaction",
     "scope",
     "collection",
     "cascade",
     "mixin",
     "plan",
     "blocks",
+    "retry",
     "__init__",
 )
 INTEGRATIONS = ("testing",)

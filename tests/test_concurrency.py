@@ -150,7 +150,7 @@ def without_lock() -> None:
     scope = current_scope()
     assert scope is not None
     assert scope._channel is not None
-    scope._channel._lock = NoLock()  # type: ignore[assignment]
+    scope._channel.lock = NoLock()  # type: ignore[assignment]
 
 
 def flat(error: BaseException) -> list[BaseException]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from beanie_session_scope.waiting import Uncancelled, nameof, settle
+from beanie_session_scope.log import nameof
+from beanie_session_scope.waiting import Uncancelled, settle
 
 
 async def wait(future: asyncio.Future[Any]) -> Any:

@@ -1,0 +1,200 @@
+"""Documents as they were: what a transaction changed in memory, and how to take it back.
+
+Beanie changes documents while it writes them. It sets the id, swaps the revision, keeps the
+state it saved, and merges the server's answer into the fields. The server takes back what an
+aborted transaction wrote; nobody does that in memory, where the next ``save()`` would then
+store values that never were, or ``save_changes()`` would send nothing at all.
+
+So a scope notes each document just before its first write to it. A ``Memento`` holds a shallow
+copy of everything in the document that can change: going back puts the contents back into
+the same objects, so whoever holds one of them sees that, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from typing import Any
+
+from beanie import Document
+from beanie.odm.utils.parsing import merge_models
+from bson import ObjectId
+from pydantic import BaseModel
+
+ATOMS = frozenset({type(None), bool, int, float, str, bytes, datetime, ObjectId})
+"""Types of values that can't change: most fields hold one of these."""
+
+CONTAINERS = (list, tuple, set, frozenset)
+SAVED_STATES = ("_saved_state", "_previous_saved_state")
+"""What Beanie keeps for its state management, which it replaces and never changes."""
+
+MODEL_SLOTS = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+
+
+class Memento:
+    """What a document was at one moment; linked documents are not part of it.
+
+    Args:
+        document: The document.
+    """
+
+    __slots__ = ("_restorers", "_seen", "document")
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self._restorers: list[Callable[[], object]] = []
+        self._seen: set[int] = set()
+        self._note_model(document)
+
+    def restore(self) -> None:
+        """Let the document be what it was."""
+        for restore in self._restorers:
+            restore()
+
+    def _note_model(self, model: BaseModel) -> None:
+        # Not through the attributes: that would validate, and refuse frozen fields.
+        attributes = dict(model.__dict__)
+        slots = {name: copy(getattr(model, name, None)) for name in MODEL_SLOTS}
+
+        def restore() -> None:
+            object.__setattr__(model, "__dict__", attributes.copy())
+            for name, value in slots.items():
+                object.__setattr__(model, name, copy(value))
+
+        self._restorers.append(restore)
+        self._note_all(attributes.values())
+        self._note_all((slots["__pydantic_extra__"] or {}).values())
+        private = slots["__pydantic_private__"] or {}
+        self._note_all(value for name, value in private.items() if name not in SAVED_STATES)
+
+    def _note_all(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if type(value) not in ATOMS and id(value) not in self._seen:
+                self._seen.add(id(value))
+                self._note(value)
+
+    def _note(self, value: Any) -> None:
+        if isinstance(value, BaseModel):
+            if not isinstance(value, Document):
+                self._note_model(value)
+        elif isinstance(value, (list, dict, set)):
+            self._note_container(value)
+        elif isinstance(value, tuple):
+            self._note_all(value)
+        elif is_dataclass(value) and not isinstance(value, type):
+            attributes = {each.name: getattr(value, each.name) for each in fields(value)}
+            self._restorers.append(lambda: set_all(value, attributes))
+            self._note_all(attributes.values())
+
+    def _note_container(self, value: Any) -> None:
+        contents = value.copy()
+
+        def restore() -> None:
+            value.clear()
+            value.extend(contents) if isinstance(value, list) else value.update(contents)
+
+        self._restorers.append(restore)
+        self._note_all(contents.values() if isinstance(contents, dict) else contents)
+
+
+def set_all(target: object, attributes: dict[str, Any]) -> None:
+    """Set attributes, also of what is frozen."""
+    for name, value in attributes.items():
+        object.__setattr__(target, name, value)
+
+
+class Journal:
+    """The documents that a transaction wrote or tracks, as they were before."""
+
+    __slots__ = ("_mementos", "_tracked")
+
+    def __init__(self) -> None:
+        self._mementos: dict[int, Memento] = {}
+        self._tracked: dict[int, Document] = {}
+
+    def __contains__(self, document: Document) -> bool:
+        """Tell whether the document was noted."""
+        return id(document) in self._mementos
+
+    @property
+    def documents(self) -> list[Document]:
+        """The documents, in the order in which they were noted."""
+        return [memento.document for memento in self._mementos.values()]
+
+    def note(self, document: Document) -> None:
+        """Keep what a document is, before the first write to it."""
+        if id(document) not in self._mementos:
+            self._mementos[id(document)] = Memento(document)
+
+    def track(self, document: Document) -> None:
+        """Keep what a document is, and the documents in its fields, written or not."""
+        for each in reachable(document):
+            self._tracked[id(each)] = each
+            self.note(each)
+
+    def renew(self, documents: Iterable[Document]) -> None:
+        """Take what documents are now for what they were, where they were noted."""
+        for document in documents:
+            if document in self:
+                self._mementos[id(document)] = Memento(document)
+
+    def rewind(self, documents: Iterable[Document] | None = None) -> None:
+        """Let documents be what they were; all that were noted, where none are named."""
+        for document in self.documents if documents is None else documents:
+            if document in self:
+                self._mementos[id(document)].restore()
+
+    def start_anew(self) -> None:
+        """Begin a new transaction: only what is tracked is still of interest, as it is now."""
+        self._mementos = {id(each): Memento(each) for each in self._tracked.values()}
+
+
+def reachable(document: Document) -> list[Document]:
+    """Return a document and those that its fields hold, and theirs, each once."""
+    found: dict[int, Document] = {}
+    waiting = [document]
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in found:
+            found[id(each)] = each
+            waiting += documents_in(vars(each).values())
+    return list(found.values())
+
+
+def documents_in(values: Iterable[Any]) -> Iterator[Document]:
+    """Find documents among values, and in the lists, tuples, sets and dicts among them."""
+    for value in values:
+        if isinstance(value, Document):
+            yield value
+        elif isinstance(value, dict):
+            yield from documents_in(value.values())
+        elif isinstance(value, CONTAINERS):
+            yield from documents_in(value)
+
+
+def check_documents(documents: Iterable[Any]) -> None:
+    """Raise ``TypeError`` where something is no document."""
+    for each in documents:
+        if not isinstance(each, Document):
+            name = each.__name__ if isinstance(each, type) else f"a {type(each).__name__} object"
+            raise TypeError(
+                f"Documents are needed here, instances of Document, and this is {name}."
+            )
+
+
+async def read_again(journal: Journal, documents: Iterable[Document]) -> None:
+    """Read documents again: all that a journal holds, where none are named.
+
+    One that is not stored becomes what the journal says that it was.
+    """
+    for document in list(documents) or journal.documents:
+        stored = None
+        if document.id is not None:
+            stored = await type(document).find_one({"_id": document.id}, ignore_cache=True)
+        if stored is None:
+            journal.rewind([document])
+        else:
+            merge_models(document, stored)
+            document._save_state()

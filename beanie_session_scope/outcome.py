@@ -1,0 +1,115 @@
+"""How a transaction ends: the commit, and the abort.
+
+The rules are those of the MongoDB *transactions* and *convenient API for transactions*
+specifications. A commit whose answer is lost may have been applied. It may be sent again as
+often as one likes, and is, while its error carries ``UnknownTransactionCommitResult``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from itertools import count
+from typing import Any
+
+from pymongo.errors import OperationFailure, PyMongoError
+
+from .channel import SessionChannel
+from .deadline import Deadline
+from .drivers import DRIVER, Session
+from .errors import CommitUnknownError, Rollback
+from .log import log, nameof
+from .waiting import insist
+
+UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
+MAX_TIME_MS_EXPIRED = 50
+
+
+async def commit(session: Session, deadline: Deadline, bound: float) -> None:
+    """Commit the transaction of a session.
+
+    Args:
+        session: The driver's session.
+        deadline: Up to when a commit of unknown outcome is tried again.
+        bound: How long to go on when the loop is shut down, in seconds.
+
+    Raises:
+        PyMongoError: If the server refused it: nothing was committed.
+        CommitUnknownError: If nobody can tell.
+    """
+    for attempt in count(1):
+        try:
+            await insist(session.commit_transaction, bound)
+            return
+        except asyncio.TimeoutError as error:
+            raise _unknown() from error
+        except PyMongoError as error:
+            if not error.has_error_label(UNKNOWN_COMMIT):
+                raise
+            # MaxTimeMSExpired: the commit used up the time that max_commit_time_ms gave it.
+            spent = isinstance(error, OperationFailure) and error.code == MAX_TIME_MS_EXPIRED
+            if spent or deadline.has_passed():
+                raise _unknown() from error
+            name = nameof(error)
+        wait = deadline.backoff(attempt)
+        log(
+            logging.INFO,
+            "commit.retry",
+            "The outcome of a commit is unknown (%s): it is sent again in %.3f s",
+            name,
+            wait,
+            attempt=attempt,
+            error=name,
+            label=UNKNOWN_COMMIT,
+            wait=wait,
+        )
+        await insist(lambda wait=wait: asyncio.sleep(wait), bound)  # type: ignore[misc]
+
+
+def _unknown() -> CommitUnknownError:
+    return CommitUnknownError(
+        "The commit was sent, and no answer says whether it was applied. Read the data before "
+        "doing the work again: it may be there. (The scope's refresh() reads its documents.)"
+    )
+
+
+async def abort(channel: SessionChannel, bound: float) -> None:
+    """Abort the transaction of a channel's session; never raise what that comes to.
+
+    The server aborts by itself what it is not told to commit, and what the user must see is
+    the exception that left the block.
+
+    Args:
+        channel: The channel, closed or with its lock held.
+        bound: How long to go on when the loop is shut down, in seconds.
+    """
+    session = channel.session
+
+    def begin() -> Awaitable[Any]:
+        if session.in_transaction:
+            return session.abort_transaction()  # type: ignore[no-any-return]
+        # The driver takes a transaction for aborted also where it was interrupted.
+        return DRIVER.kill_session(session.client, session.session_id)
+
+    try:
+        await insist(begin, bound)
+        if channel.interrupted:
+            # What the driver abandoned may begin on the server only now: not even an abort
+            # that came before it is an end to it.
+            await insist(begin, bound)
+    except (PyMongoError, asyncio.TimeoutError) as error:
+        name = nameof(error)
+        log(
+            logging.WARNING,
+            "abort.failed",
+            "Aborting a transaction failed: %s",
+            name,
+            error=name,
+        )
+
+
+def is_rollback(exc: BaseException | None) -> bool:
+    """Tell whether an exception is a ``Rollback``, or a group of nothing else."""
+    inner = getattr(exc, "exceptions", ())
+    return isinstance(exc, Rollback) or (bool(inner) and all(map(is_rollback, inner)))
