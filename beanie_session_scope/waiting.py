@@ -28,11 +28,12 @@ class Uncancelled:
         future: What to wait for.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_future", "_wake")
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_future", "_wake")
 
     def __init__(self, future: asyncio.Future[Any]) -> None:
         self._future = future
         self._asyncio_future_blocking = False
+        self._cancelled = False
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait, and return the future's result."""
@@ -56,10 +57,11 @@ class Uncancelled:
         """Wake the task with a ``CancelledError``, and nobody else.
 
         Returns:
-            ``False`` where the future has woken the task already, which then sees to it itself.
+            ``False`` where the task is being woken already: it then sees to it itself.
         """
-        if self._future.done():
+        if self._cancelled or self._future.done():
             return False
+        self._cancelled = True
         self._future.remove_done_callback(self._wake)
         loop = self._future.get_loop()
         cancelled: asyncio.Future[None] = loop.create_future()
@@ -173,13 +175,17 @@ async def insist(begin: Callable[[], Awaitable[T]], bound: float = BOUND) -> T:
     end: float | None = None
     work = begin()
     while True:
-        # What goes on by itself (Motor's threads do) is waited for, not begun again.
-        waiting = Uncancelled(work) if isinstance(work, asyncio.Future) else work
         try:
-            if end is None:
-                return await waiting
-            return await asyncio.wait_for(waiting, end - loop.time())
+            return await _within(work, None if end is None else end - loop.time())
         except asyncio.CancelledError:
             end = end if end is not None else loop.time() + bound
+            # What goes on by itself (Motor's threads do) is waited for, not begun again.
             if not isinstance(work, asyncio.Future) or work.done():
                 work = begin()
+
+
+async def _within(work: Awaitable[T], seconds: float | None) -> T:
+    if seconds is None:
+        return await (Uncancelled(work) if isinstance(work, asyncio.Future) else work)
+    goes_on = asyncio.shield(work) if isinstance(work, asyncio.Future) else work
+    return await asyncio.wait_for(goes_on, seconds)

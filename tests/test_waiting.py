@@ -48,6 +48,21 @@ class TestUncancelled:
         future.set_result("done")
         await asyncio.sleep(0)
 
+    async def test_wakes_the_task_once_however_often_it_is_cancelled_in_one_turn(
+        self, future: asyncio.Future[str]
+    ) -> None:
+        reported: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context))
+        task = asyncio.ensure_future(wait(future))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        assert reported == []
+
     async def test_takes_a_cancellation_in_the_turn_in_which_the_future_ends(
         self, future: asyncio.Future[str]
     ) -> None:

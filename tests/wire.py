@@ -26,9 +26,11 @@ class Wire(CommandListener):
 
     def __init__(self) -> None:
         self._events: list[CommandStartedEvent] = []
+        self.on_start: Callable[[], object] = lambda: None
 
     def started(self, event: CommandStartedEvent) -> None:
         self._events.append(event)
+        self.on_start()
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
         """Not of interest."""

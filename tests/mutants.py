@@ -1,0 +1,278 @@
+"""Takes the mechanisms out one at a time, and looks whether a test notices.
+
+    python tests/mutants.py [name ...]
+
+A mutant is a copy of the package in which one mechanism does not work. It is killed when one
+of the tests about that mechanism fails. A mutant that survives, or whose text is no longer to
+be found in the package, fails the run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from beanie_session_scope.testing import ReplicaSet
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "beanie_session_scope"
+
+
+@dataclass
+class Mutant:
+    """A mechanism that does not work.
+
+    Attributes:
+        name: What is taken out.
+        module: Where it stands.
+        text: The code of the mechanism.
+        instead: What stands there in the mutant.
+        tests: The tests about it, as arguments of pytest.
+    """
+
+    name: str
+    module: str
+    text: str
+    instead: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        "the lock of the session",
+        "channel.py",
+        "        await self.lock.acquire()\n        guarded",
+        "        if not self.lock.locked():\n            await self.lock.acquire()\n        guarded",
+        "tests/test_concurrency.py",
+    ),
+    Mutant(
+        "the protection of the first operation in flight",
+        "channel.py",
+        "self._guarded = self.transaction or DRIVER.outlives_cancellation",
+        "self._guarded = False",
+        "tests/test_outcomes.py tests/test_concurrency.py",
+    ),
+    Mutant(
+        "the protection of operations on a borrowed session",
+        "channel.py",
+        "await (settle(in_flight) if self.scope is None else Uncancelled(in_flight))",
+        "await Uncancelled(in_flight)",
+        "tests/test_outcomes.py -k borrowed",
+    ),
+    Mutant(
+        "the closed flag",
+        "channel.py",
+        "            self.closed_because = because\n            self.epoch += 1",
+        "            pass",
+        "tests/test_concurrency.py",
+    ),
+    Mutant(
+        "the epoch of cursors",
+        "channel.py",
+        "        self.epoch += 1\n        # The first",
+        "        # The first",
+        "tests/test_controls.py",
+    ),
+    Mutant(
+        "the restore of bindings",
+        "binding.py",
+        "        self.restore()\n        self._bindings = []",
+        "        self._bindings = []",
+        "tests/test_bindings.py",
+    ),
+    Mutant(
+        "the restore through a token",
+        "binding.py",
+        "            variable.set(in_force(self._before))",
+        "            variable.set(None)",
+        "tests/test_bindings.py",
+    ),
+    Mutant(
+        "the mark of a block that is over",
+        "binding.py",
+        "        self.over = True\n",
+        "",
+        "tests/test_bindings.py",
+    ),
+    Mutant(
+        "the restore of documents",
+        "memory.py",
+        "                self._mementos[id(document)].restore()",
+        "                pass",
+        "tests/test_memory.py tests/test_cancellation.py",
+    ),
+    Mutant(
+        "the tracking of arguments",
+        "retry.py",
+        "                attempt.track(*documents)",
+        "                pass",
+        "tests/test_retry.py tests/test_memory.py",
+    ),
+    Mutant(
+        "the cache bypass",
+        "mixin.py",
+        "if settings.use_cache and resolve(cls._scope_variables) is not None:",
+        "if False:",
+        "tests/test_cache.py",
+    ),
+    Mutant(
+        "the rollback-only mark",
+        "scope.py",
+        "transaction.rollback_only = (\n",
+        "_ = (\n",
+        "tests/test_propagation.py",
+    ),
+    Mutant(
+        "set_rollback_only",
+        "scope.py",
+        "transaction.rollback_only = transaction.rollback_only or reason",
+        "pass",
+        "tests/test_outcomes.py",
+    ),
+    Mutant(
+        "the detection of a transaction that the server aborted",
+        "channel.py",
+        "            self.failure = error",
+        "            pass",
+        "tests/test_outcomes.py",
+    ),
+    Mutant(
+        "the detection of a transaction that was ended by hand",
+        "channel.py",
+        "alive = not self.transaction or bool(self.session.in_transaction)",
+        "alive = True",
+        "tests/test_outcomes.py",
+    ),
+    Mutant(
+        "the wait for the end",
+        "scope.py",
+        "        work = asyncio.ensure_future(ending)\n",
+        "        return await ending\n        work = asyncio.ensure_future(ending)\n",
+        "tests/test_cancellation.py tests/test_outcomes.py",
+    ),
+    Mutant(
+        "the bound of that wait",
+        "waiting.py",
+        "            elif (remaining := end - loop.time()) > 0:",
+        "            elif remaining := 60.0:",
+        "tests/test_cancellation.py -k background",
+    ),
+    Mutant(
+        "what outlives the shutdown of the loop",
+        "waiting.py",
+        "        except asyncio.CancelledError:\n            end = end",
+        "        except ZeroDivisionError:\n            end = end",
+        "tests/test_cancellation.py -k Shutdown",
+    ),
+    Mutant(
+        "errors of other transactions that are no reason to retry",
+        "scope.py",
+        "            channel.scope._transaction.foreign.append(error)",
+        "            pass",
+        "tests/test_retry.py",
+    ),
+    Mutant(
+        "the end of retrying a transaction that expired",
+        "retry.py",
+        "        if isinstance(cause, TransactionExpiredError):",
+        "        if False:",
+        "tests/test_retry.py",
+    ),
+    Mutant(
+        "the retry of a commit of unknown outcome",
+        "outcome.py",
+        "            if spent or deadline.has_passed():",
+        "            if True:",
+        "tests/test_outcomes.py",
+    ),
+    Mutant(
+        "the primary as read preference",
+        "options.py",
+        "self.read_preference or ReadPreference.PRIMARY",
+        "self.read_preference",
+        "tests/test_outcomes.py",
+    ),
+    Mutant(
+        "linked classes in a scope",
+        "plan.py",
+        "            waiting += [m for m in linked_classes(model) if m in here]\n",
+        "",
+        "tests/test_no_escape.py",
+    ),
+    Mutant(
+        "classes stored in the same collection",
+        "plan.py",
+        "            waiting += stored_in[here[model]]\n",
+        "",
+        "tests/test_no_escape.py",
+    ),
+    Mutant(
+        "cascades",
+        "mixin.py",
+        "            carry_scope(cls)",
+        "            pass",
+        "tests/test_no_escape.py",
+    ),
+    Mutant(
+        "the refusal of unknown methods",
+        "collection.py",
+        "kind = OPERATIONS.get(name, Kind.REFUSED)",
+        "kind = OPERATIONS.get(name, Kind.METADATA)",
+        "tests/test_no_escape.py",
+    ),
+]
+
+
+def killed(mutant: Mutant, directory: Path, uri: str) -> str | None:
+    """Run the tests about a mutant.
+
+    Returns:
+        The test that noticed it; ``None`` where none did.
+    """
+    package = directory / PACKAGE
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / PACKAGE, package)
+    module = package / mutant.module
+    source = module.read_text(encoding="utf-8")
+    if source.count(mutant.text) != 1:
+        raise LookupError(f"{mutant.module} has not one place with the text of: {mutant.name}")
+    module.write_text(source.replace(mutant.text, mutant.instead), encoding="utf-8")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--timeout=60"),
+            *("-p", "no:cacheprovider", "-o", "addopts=", "-m", "not slow"),
+            *mutant.tests.split(" ", 3),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(directory), "MONGODB_URI": uri},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if done.returncode == 0:
+        return None
+    lines = [ln for ln in done.stdout.splitlines() if ln.startswith(("FAILED", "ERROR"))]
+    if done.returncode != 1 or not lines:
+        raise RuntimeError(f"The tests of '{mutant.name}' did not run:\n{done.stdout[-3000:]}")
+    return lines[0].partition(" - ")[0].partition("::")[2]
+
+
+def main(names: list[str]) -> int:
+    wanted = [each for each in MUTANTS if not names or each.name in names]
+    survivors = 0
+    with ReplicaSet() as server, tempfile.TemporaryDirectory() as directory:
+        for mutant in wanted:
+            noticed_by = killed(mutant, Path(directory), server.uri)
+            survivors += noticed_by is None
+            print(f"{mutant.name}: {noticed_by or 'SURVIVED'}", flush=True)
+    print(f"{len(wanted) - survivors} of {len(wanted)} mutants killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
