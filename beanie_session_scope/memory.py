@@ -118,6 +118,10 @@ class Journal:
         """Tell whether the document was noted."""
         return id(document) in self._mementos
 
+    def __len__(self) -> int:
+        """Return how many documents were noted."""
+        return len(self._mementos)
+
     @property
     def documents(self) -> list[Document]:
         """The documents, in the order in which they were noted."""

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 from typing import Any
 
 from pymongo.errors import OperationFailure, PyMongoError
 
-from .channel import SessionChannel
+from .channel import TRANSIENT, SessionChannel
 from .deadline import Deadline
 from .drivers import DRIVER, Session
-from .errors import CommitUnknownError, Rollback
+from .errors import CommitUnknownError, Rollback, TransactionExpiredError
 from .log import log, nameof
 from .waiting import insist
 
@@ -113,3 +113,24 @@ def is_rollback(exc: BaseException | None) -> bool:
     """Tell whether an exception is a ``Rollback``, or a group of nothing else."""
     inner = getattr(exc, "exceptions", ())
     return isinstance(exc, Rollback) or (bool(inner) and all(map(is_rollback, inner)))
+
+
+def is_transient(error: BaseException, foreign: Iterable[BaseException] = ()) -> bool:
+    """Tell whether a transaction may be run again after an error.
+
+    Args:
+        error: The error; of a group of errors, all must allow it.
+        foreign: Errors that are the outcome of other transactions.
+    """
+    if any(error is each for each in foreign):
+        return False
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    if inner:
+        return all(is_transient(each, foreign) for each in inner)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (CommitUnknownError, TransactionExpiredError)):
+            return False
+        cause = cause.__cause__
+    has_label: Callable[[str], bool] | None = getattr(error, "has_error_label", None)
+    return has_label is not None and has_label(TRANSIENT)

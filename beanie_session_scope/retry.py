@@ -29,15 +29,14 @@ from .deadline import Deadline
 from .drivers import DRIVER, Client, Session
 from .errors import (
     ClientMismatchError,
-    CommitUnknownError,
     NotAClientError,
-    TransactionExpiredError,
     TransactionTimeoutError,
 )
 from .log import log, nameof
 from .memory import documents_in
 from .mixin import check_session
 from .options import Propagation, ScopeOptions
+from .outcome import is_transient
 from .plan import Models, check_models, plan
 from .scope import SessionScope, tell_enclosing
 from .state import ScopeState
@@ -78,10 +77,10 @@ class TransactionAttempt(SessionScope):
         self._attempts = attempts
         self._decided: tuple[BaseException, float | None] | None = None
 
-    @property
-    def failed(self) -> bool:
-        """Whether another attempt is due."""
-        return self._decided is not None and self._decided[1] is not None
+    def take_wait(self) -> float | None:
+        """Return how long to wait for another attempt, and forget the error; ``None``: none."""
+        decided, self._decided = self._decided, None
+        return None if decided is None else decided[1]
 
     def _deadline(self) -> Deadline:
         return self._attempts._deadline
@@ -194,10 +193,10 @@ class TransactionAttempts:
                     "An attempt was not entered, so nothing was tried: write "
                     "'async with attempt:' in the loop over transaction_attempts()."
                 )
-            if not last.failed:
+            wait = last.take_wait()
+            if wait is None:
                 raise StopAsyncIteration
-            assert last._decided is not None
-            await asyncio.sleep(last._decided[1] or 0)
+            await asyncio.sleep(wait)
             number = last.number + 1
         self._last = TransactionAttempt(self, number)
         return self._last
@@ -226,27 +225,6 @@ def _client_of(session: Session, client: Client | None) -> Client:
             "one that started the session."
         )
     return theirs
-
-
-def is_transient(error: BaseException, foreign: Iterable[BaseException] = ()) -> bool:
-    """Tell whether a transaction may be run again after an error.
-
-    Args:
-        error: The error; of a group of errors, all must allow it.
-        foreign: Errors that are the outcome of other transactions.
-    """
-    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    if inner:
-        return all(is_transient(each, foreign) for each in inner)
-    if any(error is each for each in foreign) or isinstance(error, CommitUnknownError):
-        return False
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, TransactionExpiredError):
-            return False
-        cause = cause.__cause__
-    has_label: Callable[[str], bool] | None = getattr(error, "has_error_label", None)
-    return has_label is not None and has_label(TRANSIENT)
 
 
 def transaction_attempts(

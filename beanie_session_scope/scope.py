@@ -22,7 +22,7 @@ from .errors import PropagationError, ScopeClosedError, ScopeReusedError
 from .hooks import DONE, Hook, check_hook, run_now
 from .memory import check_documents, read_again
 from .options import ScopeOptions
-from .outcome import is_rollback
+from .outcome import is_rollback, is_transient
 from .state import ScopeState
 from .transaction import Transaction
 from .waiting import settle
@@ -424,6 +424,6 @@ def tell_enclosing(error: BaseException) -> None:
 
     Its labels say what may be done about that one; run again, they would fail as well.
     """
-    for channel in enclosing():
+    for channel in enclosing() if is_transient(error) else ():
         if channel.scope is not None and channel.scope._transaction is not None:
             channel.scope._transaction.foreign.append(error)

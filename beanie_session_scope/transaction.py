@@ -69,7 +69,7 @@ class Transaction:
         self.channel = channel
         self.session = channel.session
         self.options = options
-        self.journal = channel.journal or Journal()
+        self.journal = Journal() if channel.journal is None else channel.journal
         self.hooks = Hooks()
         self.rollback_only: str | None = None
         self.state = ScopeState.NEW
@@ -155,7 +155,8 @@ class Transaction:
         channel.lifetime.end()
         if end_session:
             await insist(lambda: DRIVER.end_session(self.session), bound)
-        channel.scope = None  # a task that inherited the channel must not keep the documents
+        # A task that inherited the channel must not keep the documents.
+        channel.scope = channel.journal = None
         await self._run_hooks(self.hooks, failure or exc)
         if failure is not None:
             raise failure
@@ -300,16 +301,19 @@ class Transaction:
 
     def _log_outcome(self, outcome: str) -> None:
         duration = time.monotonic() - self._began
-        figures = {
-            "outcome": outcome,
-            "duration": duration,
-            "operations": self.channel.operations,
-            "documents": len(self.journal.documents),
-        }
-        slow = duration >= SLOW
-        level = logging.WARNING if slow or outcome == "unknown" else logging.DEBUG
-        message = "A transaction took %.3f s (%d operations), and its outcome is: %s"
-        log(level, outcome, message, duration, self.channel.operations, outcome, **figures)
+        warn = duration >= SLOW or outcome == "unknown"
+        log(
+            logging.WARNING if warn else logging.DEBUG,
+            outcome,
+            "A transaction took %.3f s (%d operations), and its outcome is: %s",
+            duration,
+            self.channel.operations,
+            outcome,
+            outcome=outcome,
+            duration=duration,
+            operations=self.channel.operations,
+            documents=len(self.journal),
+        )
 
 
 def _caught() -> TransactionAbortedError:

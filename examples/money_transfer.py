@@ -5,21 +5,17 @@
 A transfer takes the money from one account *first*, and finds out afterwards whether it may.
 Only the rollback keeps the sum of all balances right. At last, transfers that compete for the
 same two accounts run at the same time: MongoDB lets one of two win and tells the other to try
-again, which is for the calling code to do.
+again, which transaction_attempts does.
 """
 
 import asyncio
-import random
 from typing import Any
 
 from _server import open_database
 from beanie import Document
 from beanie.operators import Inc
-from pymongo.errors import PyMongoError
 
-from beanie_session_scope import SessionScopeError, SessionScopeMixin, with_session
-
-TRANSIENT = "TransientTransactionError"
+from beanie_session_scope import SessionScopeMixin, transaction_attempts, with_session
 
 
 class Account(SessionScopeMixin, Document):
@@ -59,18 +55,14 @@ async def change(owner: str, amount: int) -> int:
     return found.balance
 
 
-async def transfer_with_retries(source: str, target: str, amount: int, attempts: int = 50) -> int:
+async def transfer_with_retries(source: str, target: str, amount: int) -> int:
     """Transfer, again while MongoDB says so; return how many attempts it took."""
-    attempt = 1
-    while True:
-        try:
-            await transfer(source, target, amount)
-            return attempt
-        except (PyMongoError, SessionScopeError) as error:
-            if attempt == attempts or not error.has_error_label(TRANSIENT):
-                raise
-        await asyncio.sleep(random.uniform(0, 0.01 * attempt))
-        attempt += 1
+    number = 0
+    async for attempt in transaction_attempts(collections=[Account, LedgerEntry]):
+        number = attempt.number
+        async with attempt:
+            await transfer(source, target, amount)  # joins this transaction
+    return number
 
 
 async def refused(source: str, target: str, amount: int) -> str:
