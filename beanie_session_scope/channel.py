@@ -253,15 +253,14 @@ class SessionChannel:
             self.failure = expired
             raise
 
-    async def close(self, because: str) -> None:
-        """Wait for what is in flight, then take no further operations.
+    def close(self, because: str) -> None:
+        """Take no further operations; for whoever has seen the lock released.
 
         Args:
             because: How the scope ended, for the message of ``ScopeClosedError``.
         """
-        async with self.lock:
-            self.closed_because = because
-            self.epoch += 1
+        self.closed_because = because
+        self.epoch += 1
 
 
 def ends_transaction(error: PyMongoError) -> bool:

@@ -24,6 +24,10 @@ class Hooks:
         self.after_commit: list[Hook] = []
         self.after_abort: list[Hook] = []
 
+    def __bool__(self) -> bool:
+        """Tell whether there are any."""
+        return bool(self.before_commit or self.after_commit or self.after_abort)
+
     async def run_before_commit(self) -> None:
         """Run the hooks that may still veto, those included that they add.
 

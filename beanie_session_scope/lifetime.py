@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from weakref import ref
 
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -21,7 +22,7 @@ from .log import log
 DEFAULT_LIMIT = 60.0
 """The server's default, in seconds: taken where the server does not tell."""
 
-FIRST_LOOK = 0.5
+LOOK_EVERY = 0.25
 """How old a transaction is when its limit is looked up, in seconds: most never are."""
 
 NEAR = 0.75
@@ -40,6 +41,43 @@ async def limit_of(client: Client) -> float:
         return DEFAULT_LIMIT  # not everybody may ask
 
 
+class _Limits:
+    """What is known of the limits of servers.
+
+    There is one question for each client, not one for each transaction of a process that has a
+    thousand of them open.
+    """
+
+    def __init__(self) -> None:
+        self._limits: dict[int, tuple[ref[Client], float | None]] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def of(self, client: Client) -> float | None:
+        """Return the limit in seconds; ``None`` while it is being asked for."""
+        known = self._limits.get(id(client))
+        if known is not None and known[0]() is client:
+            return known[1]
+        self._note(client, None)
+        task = asyncio.ensure_future(self._ask(client))
+        self._asking.add(task)  # asyncio itself holds its tasks only weakly
+        task.add_done_callback(self._asking.discard)
+        return None
+
+    def _note(self, client: Client, limit: float | None) -> None:
+        key = id(client)
+        self._limits[key] = (ref(client, lambda _: self._limits.pop(key, None)), limit)
+
+    async def _ask(self, client: Client) -> None:
+        limit = DEFAULT_LIMIT
+        try:
+            limit = await limit_of(client)
+        finally:
+            self._note(client, limit)
+
+
+_limits = _Limits()
+
+
 class Lifetime:
     """How long one transaction has been open on the server.
 
@@ -47,13 +85,12 @@ class Lifetime:
         client: The client, to ask for the limit.
     """
 
-    __slots__ = ("_began", "_client", "_look", "_timer")
+    __slots__ = ("_began", "_client", "_timer")
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._began = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._look: asyncio.Task[None] | None = None
 
     @property
     def age(self) -> float:
@@ -64,7 +101,7 @@ class Lifetime:
         """Count from now on: the first operation is being sent."""
         self.end()
         self._began = time.monotonic()
-        self._timer = asyncio.get_running_loop().call_later(FIRST_LOOK, self._start_look)
+        self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
 
     def end(self) -> None:
         """Stop counting."""
@@ -72,17 +109,15 @@ class Lifetime:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
 
-    def _start_look(self) -> None:
-        self._look = asyncio.ensure_future(self._look_at_limit())
-
-    async def _look_at_limit(self) -> None:
-        limit = await limit_of(self._client)
+    def _look(self) -> None:
+        """See when the transaction comes near its limit, where that is known yet."""
+        limit = _limits.of(self._client)
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(NEAR * limit - self.age, self._warn, limit)
+        if limit is None:
+            self._timer = loop.call_later(LOOK_EVERY, self._look)
+        else:
+            self._timer = loop.call_later(NEAR * limit - self.age, self._warn, limit)
 
     def _warn(self, limit: float) -> None:
         age = self.age

@@ -12,8 +12,8 @@ the same objects, so whoever holds one of them sees that, too.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from copy import copy
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import Any
@@ -40,34 +40,31 @@ class Memento:
         document: The document.
     """
 
-    __slots__ = ("_restorers", "_seen", "document")
+    __slots__ = ("_parts", "_seen", "document")
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self._restorers: list[Callable[[], object]] = []
-        self._seen: set[int] = set()
+        self._parts: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self._seen = {id(document)}
         self._note_model(document)
 
     def restore(self) -> None:
         """Let the document be what it was."""
-        for restore in self._restorers:
-            restore()
+        for put_back, part, contents in self._parts:
+            put_back(part, contents)
 
     def _note_model(self, model: BaseModel) -> None:
         # Not through the attributes: that would validate, and refuse frozen fields.
-        attributes = dict(model.__dict__)
-        slots = {name: copy(getattr(model, name, None)) for name in MODEL_SLOTS}
-
-        def restore() -> None:
-            object.__setattr__(model, "__dict__", attributes.copy())
-            for name, value in slots.items():
-                object.__setattr__(model, name, copy(value))
-
-        self._restorers.append(restore)
+        attributes = model.__dict__.copy()
+        slots = [getattr(model, name, None) for name in MODEL_SLOTS]
+        contents = (attributes, *[each if each is None else each.copy() for each in slots])
+        self._parts.append((put_back_model, model, contents))
         self._note_all(attributes.values())
-        self._note_all((slots["__pydantic_extra__"] or {}).values())
-        private = slots["__pydantic_private__"] or {}
-        self._note_all(value for name, value in private.items() if name not in SAVED_STATES)
+        _, extra, private = slots
+        if extra:
+            self._note_all(extra.values())
+        if private:
+            self._note_all(v for name, v in private.items() if name not in SAVED_STATES)
 
     def _note_all(self, values: Iterable[Any]) -> None:
         for value in values:
@@ -76,31 +73,35 @@ class Memento:
                 self._note(value)
 
     def _note(self, value: Any) -> None:
-        if isinstance(value, BaseModel):
+        if isinstance(value, (list, dict, set, deque, bytearray)):
+            contents: Any = value.copy()
+            self._parts.append((put_back_container, value, contents))
+            self._note_all(contents.values() if isinstance(contents, dict) else contents)
+        elif isinstance(value, BaseModel):
             if not isinstance(value, Document):
                 self._note_model(value)
-        elif isinstance(value, (list, dict, set)):
-            self._note_container(value)
         elif isinstance(value, tuple):
             self._note_all(value)
         elif is_dataclass(value) and not isinstance(value, type):
-            attributes = {each.name: getattr(value, each.name) for each in fields(value)}
-            self._restorers.append(lambda: set_all(value, attributes))
-            self._note_all(attributes.values())
-
-    def _note_container(self, value: Any) -> None:
-        contents = value.copy()
-
-        def restore() -> None:
-            value.clear()
-            value.extend(contents) if isinstance(value, list) else value.update(contents)
-
-        self._restorers.append(restore)
-        self._note_all(contents.values() if isinstance(contents, dict) else contents)
+            contents = {each.name: getattr(value, each.name) for each in fields(value)}
+            self._parts.append((put_back_attributes, value, contents))
+            self._note_all(contents.values())
 
 
-def set_all(target: object, attributes: dict[str, Any]) -> None:
-    """Set attributes, also of what is frozen."""
+def put_back_model(model: BaseModel, contents: tuple[Any, ...]) -> None:
+    """Restore the fields of a model, and what pydantic keeps beside them."""
+    for name, value in zip(("__dict__", *MODEL_SLOTS), contents, strict=True):
+        object.__setattr__(model, name, value if value is None else value.copy())
+
+
+def put_back_container(container: Any, contents: Any) -> None:
+    """Restore what a list, a dict, a set or the like holds."""
+    container.clear()
+    (container.update if isinstance(container, (dict, set)) else container.extend)(contents)
+
+
+def put_back_attributes(target: object, attributes: dict[str, Any]) -> None:
+    """Restore the attributes of a dataclass, also of a frozen one."""
     for name, value in attributes.items():
         object.__setattr__(target, name, value)
 

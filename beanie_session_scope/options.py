@@ -60,10 +60,8 @@ class ScopeOptions:
             self.read_preference = None
         if self.causal_consistency and not self.snapshot:
             self.causal_consistency = None
-        for name in ("timeout", "cleanup_timeout"):
-            seconds = getattr(self, name)
-            if not isinstance(seconds, (int, float)) or not seconds > 0:
-                raise ValueError(f"{name}={seconds!r} must be a number of seconds above 0.")
+        check_seconds("timeout", self.timeout)
+        check_seconds("cleanup_timeout", self.cleanup_timeout)
 
     def _refuse_transaction_options(self) -> None:
         names = ("read_concern", "write_concern", "read_preference", "max_commit_time_ms")
@@ -105,3 +103,9 @@ class ScopeOptions:
                     f"{mine!r} where that one runs with {theirs!r}. Give the option to the "
                     'outer scope, or use propagation="requires_new".'
                 )
+
+
+def check_seconds(name: str, seconds: object) -> None:
+    """Refuse what is no length of time."""
+    if not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise ValueError(f"{name}={seconds!r} must be a number of seconds above 0.")

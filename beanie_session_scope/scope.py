@@ -352,7 +352,9 @@ class SessionScope:
     async def _leave(self, exc: BaseException | None) -> bool:
         transaction = self._transaction
         assert transaction is not None
-        veto = await transaction.run_before_commit() if exc is None else None
+        veto = None
+        if exc is None and transaction.hooks.before_commit:
+            veto = await transaction.run_before_commit()
         cause = exc or veto
         await self._settle(transaction.finish(cause, end_session=self._given is None), cause)
         # A rollback that did not happen is not quiet: there was nothing to roll back.
@@ -367,7 +369,7 @@ class SessionScope:
         self, ending: Coroutine[Any, Any, None], cause: BaseException | None = None
     ) -> None:
         """Let a transaction end, in a task that nobody cancels, and wait for it."""
-        work = asyncio.ensure_future(ending)
+        work = asyncio.get_running_loop().create_task(ending)
         try:
             await settle(work, self.options.cleanup_timeout, bounded=cause is not None)
         finally:

@@ -29,6 +29,10 @@ class ScopeState(Enum):
     UNKNOWN = "unknown"
     ENDED = "ended"
 
+    # A member equals itself alone, and the hash of Enum is a Python function: it would be the
+    # slowest part of a move.
+    __hash__ = object.__hash__
+
 
 TRANSITIONS: dict[ScopeState, frozenset[ScopeState]] = {
     ScopeState.NEW: frozenset({ScopeState.OPEN}),

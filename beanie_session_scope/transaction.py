@@ -26,7 +26,7 @@ from .errors import (
     UnexpectedRollbackError,
 )
 from .hooks import Hooks, failures, run_all
-from .log import log
+from .log import log, logger
 from .memory import Journal
 from .options import ScopeOptions
 from .outcome import abort, commit, is_rollback
@@ -58,6 +58,23 @@ class Transaction:
         state: Where it is in its life.
     """
 
+    __slots__ = (
+        "_began",
+        "_deadline",
+        "_unbind",
+        "_will_retry",
+        "abandoned",
+        "channel",
+        "foreign",
+        "hooks",
+        "joined_by",
+        "journal",
+        "options",
+        "rollback_only",
+        "session",
+        "state",
+    )
+
     def __init__(
         self,
         channel: SessionChannel,
@@ -72,7 +89,7 @@ class Transaction:
         self.journal = Journal() if channel.journal is None else channel.journal
         self.hooks = Hooks()
         self.rollback_only: str | None = None
-        self.state = ScopeState.NEW
+        self.state = ScopeState.OPEN
         self.abandoned = False
         self.joined_by = 0
         self.foreign: list[BaseException] = []
@@ -82,7 +99,6 @@ class Transaction:
         self._begin()
 
     def _begin(self) -> None:
-        self._move(ScopeState.OPEN)
         self._began = time.monotonic()
         log(logging.DEBUG, "begin", "A %s has begun", self._kind)
 
@@ -148,7 +164,10 @@ class Transaction:
         because = "it was left" if exc is None else f"{type(exc).__name__} ended it"
         failure: BaseException | None = None
         try:
-            await insist(lambda: channel.close(because), bound)
+            if channel.lock.locked():
+                await insist(channel.lock.acquire, bound)  # what is in flight ends first
+                channel.lock.release()
+            channel.close(because)
             await self._conclude(exc)
         except BaseException as error:
             failure = error
@@ -157,7 +176,8 @@ class Transaction:
             await insist(lambda: DRIVER.end_session(self.session), bound)
         # A task that inherited the channel must not keep the documents.
         channel.scope = channel.journal = None
-        await self._run_hooks(self.hooks, failure or exc)
+        if self.hooks:
+            await self._run_hooks(self.hooks, failure or exc)
         if failure is not None:
             raise failure
 
@@ -171,12 +191,7 @@ class Transaction:
             self._move(ScopeState.ENDED)
         elif exc is not None:
             await self._abort()
-        else:
-            await self._commit_unless_refused()
-
-    async def _commit_unless_refused(self) -> None:
-        refusal = self.refusal()
-        if refusal is None:
+        elif (refusal := self.refusal()) is None:
             await self._commit()
         else:
             await self._abort()
@@ -199,7 +214,7 @@ class Transaction:
             raise
         self._move(ScopeState.COMMITTED)
         # What is stored now is what an enclosing transaction goes back to.
-        for outer in enclosing():
+        for outer in enclosing() if len(self.journal) else ():
             if outer is not channel and outer.journal is not None:
                 outer.journal.renew(self.journal.documents)
 
@@ -239,20 +254,22 @@ class Transaction:
             self.journal.start_anew()
             self.rollback_only = None
             channel.start_transaction()
+            self._move(ScopeState.OPEN)
             self._begin()
         except BaseException as error:
             failure, outcome = error, self.state
             channel.failure = channel.failure or error
         finally:
             channel.lock.release()
-        await self._run_hooks(hooks, failure, outcome)
+        if hooks:
+            await self._run_hooks(hooks, failure, outcome)
         if failure is not None:
             raise failure
 
     async def _end(self, how: Literal["commit", "abort"]) -> None:
         if how == "commit":
             self.channel.check_open()
-            await self._commit_unless_refused()
+            await self._conclude(None)
         elif self.state is ScopeState.OPEN:
             if not self.session.in_transaction:
                 self.channel.check_open()
@@ -302,8 +319,11 @@ class Transaction:
     def _log_outcome(self, outcome: str) -> None:
         duration = time.monotonic() - self._began
         warn = duration >= SLOW or outcome == "unknown"
+        level = logging.WARNING if warn else logging.DEBUG
+        if not logger.isEnabledFor(level):
+            return
         log(
-            logging.WARNING if warn else logging.DEBUG,
+            level,
             outcome,
             "A transaction took %.3f s (%d operations), and its outcome is: %s",
             duration,

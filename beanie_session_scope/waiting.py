@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -171,21 +172,15 @@ async def insist(begin: Callable[[], Awaitable[T]], bound: float = BOUND) -> T:
     Raises:
         asyncio.TimeoutError: If the bound is past.
     """
-    loop = asyncio.get_running_loop()
-    end: float | None = None
     work = begin()
-    while True:
-        try:
-            return await _within(work, None if end is None else end - loop.time())
-        except asyncio.CancelledError:
-            end = end if end is not None else loop.time() + bound
-            # What goes on by itself (Motor's threads do) is waited for, not begun again.
-            if not isinstance(work, asyncio.Future) or work.done():
-                work = begin()
-
-
-async def _within(work: Awaitable[T], seconds: float | None) -> T:
-    if seconds is None:
+    try:
         return await (Uncancelled(work) if isinstance(work, asyncio.Future) else work)
-    goes_on = asyncio.shield(work) if isinstance(work, asyncio.Future) else work
-    return await asyncio.wait_for(goes_on, seconds)
+    except asyncio.CancelledError:
+        end = asyncio.get_running_loop().time() + bound
+    while True:
+        # What goes on by itself (Motor's threads do) is waited for, not begun again.
+        if not isinstance(work, asyncio.Future) or work.done():
+            work = begin()
+        waiting = asyncio.shield(work) if isinstance(work, asyncio.Future) else work
+        with suppress(asyncio.CancelledError):
+            return await asyncio.wait_for(waiting, end - asyncio.get_running_loop().time())

@@ -67,8 +67,8 @@ MUTANTS = [
     Mutant(
         "the closed flag",
         "channel.py",
-        "            self.closed_because = because\n            self.epoch += 1",
-        "            pass",
+        "        self.closed_because = because\n        self.epoch += 1",
+        "        pass",
         "tests/test_concurrency.py",
     ),
     Mutant(
@@ -151,8 +151,8 @@ MUTANTS = [
     Mutant(
         "the wait for the end",
         "scope.py",
-        "        work = asyncio.ensure_future(ending)\n",
-        "        return await ending\n        work = asyncio.ensure_future(ending)\n",
+        "        work = asyncio.get_running_loop().create_task(ending)\n",
+        "        return await ending\n        work = asyncio.get_running_loop().create_task(ending)\n",
         "tests/test_cancellation.py tests/test_outcomes.py",
     ),
     Mutant(

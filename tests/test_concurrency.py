@@ -34,11 +34,8 @@ class NoLock:
     def release(self) -> None:
         pass
 
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
+    def locked(self) -> bool:
+        return False
 
 
 async def ten_inserts() -> None:
@@ -262,10 +259,7 @@ class TestAfterTheScope:
     ) -> None:
         """Without it the siblings meet the ended session, or write outside."""
 
-        async def close(self: SessionChannel, because: str) -> None:
-            pass
-
-        monkeypatch.setattr(SessionChannel, "close", close)
+        monkeypatch.setattr(SessionChannel, "close", lambda self, because: None)
         unexpected: list[BaseException] = []
         for trial in range(20):
             unexpected += await abort_under_writers(client, cancelled=False, trial=trial)
