@@ -187,11 +187,15 @@ def innermost(client: Client | None = None) -> SessionChannel | None:
     return next((c for c in enclosing() if client is None or c.session.client is client), None)
 
 
-def enclosing() -> Iterator[SessionChannel]:
-    """Yield the open channels of this context, from the innermost outwards."""
+def enclosing(*, past_outside: bool = False) -> Iterator[SessionChannel]:
+    """Yield the open channels of this context, from the innermost outwards.
+
+    Args:
+        past_outside: Whether those count that an ``outside_session()`` stands in front of.
+    """
     binding = still_open(SCOPE.get())
-    while binding is not None and binding.channel is not None:
-        if not binding.channel.closed:
+    while binding is not None and (binding.channel is not None or past_outside):
+        if binding.channel is not None and not binding.channel.closed:
             yield binding.channel
         binding = still_open(binding.previous)
 

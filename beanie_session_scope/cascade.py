@@ -19,14 +19,21 @@ from typing import Any
 
 from beanie import DeleteRules, Document, Link, WriteRules
 
-from .binding import Block, Variable, put_outside, resolve
+from .binding import Block, Variable, enclosing, put_outside, resolve
 from .channel import SessionChannel, borrow, channel_of
-from .drivers import Session
 from .errors import ModelNotScopedError
 
 FETCHES = ("fetch_all_links", "fetch_link")
-CASCADES = ("delete", "hard_delete", "insert", "replace", "save")
-UPDATES = ("save_changes", "sync", "update")
+WRITES = (
+    "delete",
+    "hard_delete",
+    "insert",
+    "replace",
+    "save",
+    "save_changes",
+    "sync",
+    "update",
+)
 FOLLOWING = (WriteRules.WRITE, DeleteRules.DELETE_LINKS)
 
 
@@ -42,7 +49,7 @@ def linked_classes(model: type[Any]) -> list[type[Any]]:
 
 def carry_scope(cls: type[Any]) -> None:
     """Let the methods of a document's class know of the scope that they run in."""
-    for names, wrap in ((FETCHES, _fetching), (CASCADES, _cascading), (UPDATES, _writing)):
+    for names, wrap in ((FETCHES, _fetching), (WRITES, _writing)):
         for name in names:
             if hasattr(cls, name):
                 setattr(cls, name, wrap(cls, name))
@@ -56,42 +63,55 @@ def _method_below(cls: type[Any], name: str) -> Callable[[Any], Callable[..., Aw
     return lambda self: getattr(super(cls, self), name)
 
 
-def _note(document: Any, session: Session | None) -> SessionChannel | None:
-    """Note what a document is before it is written, where that may be taken back."""
-    channel = resolve(document._scope_variables) if session is None else channel_of(session)
-    if channel is not None and channel.journal is not None:
-        channel.journal.note(document)
-    return channel
-
-
 def _writing(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
-    """Wrap a method that changes its own document, and follows no links."""
-    below = _method_below(cls, name)
-
-    @wraps(getattr(cls, name))
-    async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _note(self, kwargs.get("session"))
-        return await below(self)(*args, **kwargs)
-
-    return method
-
-
-def _cascading(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
     """Wrap a method that changes its own document, and those that it links to if asked to."""
     below = _method_below(cls, name)
     signature = inspect.signature(getattr(cls, name))
+    positional = name != "update"  # which takes its expressions there, and all else by name
 
     @wraps(getattr(cls, name))
     async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(self, *args, **kwargs).arguments if args else kwargs
-        session = given.get("session")
-        channel = _note(self, session)
-        if given.get("link_rule") not in FOLLOWING or (channel is None and session is None):
-            return await below(self)(*args, **kwargs)
-        with _carried(channel or borrow(session), _to_carry(self, name, _written(self))):
-            return await below(self)(*args, **kwargs)
+        given = signature.bind(self, *args, **kwargs).arguments if args and positional else kwargs
+        session = given.get("session") or getattr(given.get("bulk_writer"), "session", None)
+        channel = resolve(self._scope_variables) if session is None else channel_of(session)
+        if channel is not None and channel.closed:
+            channel.check_open()  # before anything in the document changes
+        call = below(self)
+        if given.get("link_rule") in FOLLOWING and (channel or session) is not None:
+            with _carried(channel or borrow(session), _to_carry(self, name, _written(self))):
+                return await _noted(self, channel, call(*args, **kwargs))
+        if channel is None:
+            result = await call(*args, **kwargs)
+            _renew(self)
+            return result
+        return await _noted(self, channel, call(*args, **kwargs))
 
     return method
+
+
+async def _noted(document: Any, channel: SessionChannel | None, writing: Awaitable[Any]) -> Any:
+    """Write a document, which its transaction may have to put back."""
+    journal = None if channel is None else channel.journal
+    if channel is None or journal is None or not journal.begin(document):
+        return await writing
+    epoch, failed = channel.epoch, True
+    try:
+        result = await writing
+        failed = False
+        return result
+    finally:
+        journal.end(document)
+        # Either the transaction ended before this could be part of it, or this was part of it,
+        # and Beanie has had something left to do to the document after the abort.
+        if channel.epoch != epoch and (failed or (channel.closed and journal.rewound)):
+            journal.rewind([document])
+
+
+def _renew(document: Document) -> None:
+    """Let a document that was stored outside stay what it is, if a scope tracks it."""
+    for channel in enclosing(past_outside=True):
+        if channel.journal is not None:
+            channel.journal.renew([document])
 
 
 def _fetching(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:

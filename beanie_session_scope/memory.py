@@ -13,7 +13,7 @@ the same objects, so whoever holds one of them sees that, too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import Any
@@ -107,31 +107,57 @@ def put_back_attributes(target: object, attributes: dict[str, Any]) -> None:
 
 
 class Journal:
-    """The documents that a transaction wrote or tracks, as they were before."""
+    """The documents that a transaction wrote or tracks, as they were before.
 
-    __slots__ = ("_mementos", "_tracked")
+    A write may be under way in one task when another one ends the transaction. Its document is
+    put back when that write fails, or belongs to the transaction that comes next.
+
+    Attributes:
+        rewound: Whether the documents were put back because the transaction was aborted.
+    """
+
+    __slots__ = ("_before", "_tracked", "_under_way", "rewound")
 
     def __init__(self) -> None:
-        self._mementos: dict[int, Memento] = {}
+        self.rewound = False
+        self._before: dict[int, Memento] = {}
         self._tracked: dict[int, Document] = {}
+        self._under_way: dict[int, Memento] = {}
 
     def __contains__(self, document: Document) -> bool:
         """Tell whether the document was noted."""
-        return id(document) in self._mementos
+        return id(document) in self._before
 
     def __len__(self) -> int:
         """Return how many documents were noted."""
-        return len(self._mementos)
+        return len(self._before)
 
     @property
     def documents(self) -> list[Document]:
         """The documents, in the order in which they were noted."""
-        return [memento.document for memento in self._mementos.values()]
+        return [memento.document for memento in self._before.values()]
 
     def note(self, document: Document) -> None:
-        """Keep what a document is, before the first write to it."""
-        if id(document) not in self._mementos:
-            self._mementos[id(document)] = Memento(document)
+        """Keep what a document is, before something changes it."""
+        if document not in self:
+            self._before[id(document)] = Memento(document)
+
+    def begin(self, document: Document) -> bool:
+        """Keep what a document is, before a method writes it.
+
+        Returns:
+            Whether ``end`` is to be called; ``False`` where one such method calls another.
+        """
+        key = id(document)
+        if key in self._under_way:
+            return False
+        memento = self._under_way[key] = Memento(document)
+        self._before.setdefault(key, memento)
+        return True
+
+    def end(self, document: Document) -> None:
+        """Take note that a method has written a document, or has failed to."""
+        del self._under_way[id(document)]
 
     def track(self, document: Document) -> None:
         """Keep what a document is, and the documents in its fields, written or not."""
@@ -143,17 +169,25 @@ class Journal:
         """Take what documents are now for what they were, where they were noted."""
         for document in documents:
             if document in self:
-                self._mementos[id(document)] = Memento(document)
+                self._before[id(document)] = Memento(document)
 
     def rewind(self, documents: Iterable[Document] | None = None) -> None:
         """Let documents be what they were; all that were noted, where none are named."""
+        self.rewound = self.rewound or documents is None
         for document in self.documents if documents is None else documents:
             if document in self:
-                self._mementos[id(document)].restore()
+                self._before[id(document)].restore()
+
+    def commit(self) -> None:
+        """Take note that what was written is stored; a write under way comes after that."""
+        self._before.update(self._under_way)
 
     def start_anew(self) -> None:
-        """Begin a new transaction: only what is tracked is still of interest, as it is now."""
-        self._mementos = {id(each): Memento(each) for each in self._tracked.values()}
+        """Begin a new transaction, for what is tracked and the writes that are under way."""
+        before = {key: Memento(each) for key, each in self._tracked.items()}
+        before.update((key, self._before[key]) for key in self._under_way)
+        self._before = before
+        self.rewound = False
 
 
 def reachable(document: Document) -> list[Document]:
@@ -168,15 +202,17 @@ def reachable(document: Document) -> list[Document]:
     return list(found.values())
 
 
-def documents_in(values: Iterable[Any]) -> Iterator[Document]:
+def documents_in(values: Iterable[Any]) -> list[Document]:
     """Find documents among values, and in the lists, tuples, sets and dicts among them."""
-    for value in values:
+    found, waiting, seen = [], list(values), set()
+    while waiting:
+        value = waiting.pop(0)
         if isinstance(value, Document):
-            yield value
-        elif isinstance(value, dict):
-            yield from documents_in(value.values())
-        elif isinstance(value, CONTAINERS):
-            yield from documents_in(value)
+            found.append(value)
+        elif isinstance(value, (dict, *CONTAINERS)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+    return found
 
 
 def check_documents(documents: Iterable[Any]) -> None:
@@ -197,7 +233,9 @@ async def read_again(journal: Journal, documents: Iterable[Document]) -> None:
     for document in list(documents) or journal.documents:
         stored = None
         if document.id is not None:
-            stored = await type(document).find_one({"_id": document.id}, ignore_cache=True)
+            # Document's own: that of a class with soft deletion leaves out what is deleted.
+            find_one: Any = Document.find_one.__func__  # type: ignore[attr-defined]
+            stored = await find_one(type(document), {"_id": document.id}, ignore_cache=True)
         if stored is None:
             journal.rewind([document])
         else:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 from typing import Any
 
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
 
 from .channel import TRANSIENT, SessionChannel
 from .deadline import Deadline
@@ -45,11 +45,14 @@ async def commit(session: Session, deadline: Deadline, bound: float) -> None:
         except asyncio.TimeoutError as error:
             raise _unknown() from error
         except PyMongoError as error:
-            if not error.has_error_label(UNKNOWN_COMMIT):
+            again = error.has_error_label(UNKNOWN_COMMIT)
+            # The server commits first, and waits for the write concern then: an error of that
+            # one means neither that it was committed for good nor that it was not.
+            if not again and not isinstance(error, WriteConcernError):
                 raise
             # MaxTimeMSExpired: the commit used up the time that max_commit_time_ms gave it.
             spent = isinstance(error, OperationFailure) and error.code == MAX_TIME_MS_EXPIRED
-            if spent or deadline.has_passed():
+            if not again or spent or deadline.has_passed():
                 raise _unknown() from error
             name = nameof(error)
         wait = deadline.backoff(attempt)

@@ -174,8 +174,8 @@ class Transaction:
         channel.lifetime.end()
         if end_session:
             await insist(lambda: DRIVER.end_session(self.session), bound)
-        # A task that inherited the channel must not keep the documents.
-        channel.scope = channel.journal = None
+        # A task that inherited the channel must not keep documents, nor an error's frames do so.
+        channel.scope = channel.journal = channel.failure = None
         if self.hooks:
             await self._run_hooks(self.hooks, failure or exc)
         if failure is not None:
@@ -213,6 +213,7 @@ class Transaction:
                 await channel.explain(error)
             raise
         self._move(ScopeState.COMMITTED)
+        self.journal.commit()
         # What is stored now is what an enclosing transaction goes back to.
         for outer in enclosing() if len(self.journal) else ():
             if outer is not channel and outer.journal is not None:
