@@ -193,11 +193,12 @@ def enclosing(*, past_outside: bool = False) -> Iterator[SessionChannel]:
     Args:
         past_outside: Whether those count that an ``outside_session()`` stands in front of.
     """
-    binding = still_open(SCOPE.get())
+    binding = in_force(SCOPE.get())
     while binding is not None and (binding.channel is not None or past_outside):
-        if binding.channel is not None and not binding.channel.closed:
+        # Of a block that is over, the one that it had joined may go on: it comes next.
+        if binding.channel is not None and not binding.over and not binding.channel.closed:
             yield binding.channel
-        binding = still_open(binding.previous)
+        binding = in_force(binding.previous)
 
 
 def in_force(binding: Binding | None) -> Binding | None:

@@ -205,7 +205,9 @@ def on_abort(hook: Hook) -> None:
 
 
 def _hooked_scope(wanted_by: str) -> SessionScope | None:
-    channel = innermost()
+    channel = resolve((SCOPE,))
+    if channel is not None and channel.closed:
+        channel.check_open()  # the outcome may be known: a hook would never hear of it
     if channel is None or (channel.scope is None and not channel.in_transaction):
         return None
     if channel.scope is None:

@@ -21,6 +21,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from .drivers import DRIVER, Session
 from .errors import (
+    CommitUnknownError,
     ScopeClosedError,
     TransactionAbortedError,
     TransactionExpiredError,
@@ -136,6 +137,12 @@ class SessionChannel:
                 "no longer be part of the transaction. Await it before the block ends, or start "
                 "it under outside_session()."
             )
+        if isinstance(self.failure, CommitUnknownError):
+            raise ScopeClosedError(
+                "This operation came after a commit() whose outcome is unknown, although the code "
+                "caught that error: let it leave the block, and read the data before doing the "
+                "work again."
+            ) from self.failure
         if self.failure is not None:
             raise TransactionAbortedError(
                 f"The transaction is gone: {type(self.failure).__name__} in an earlier operation "

@@ -177,7 +177,8 @@ class BoundCursor:
 
     def __init__(self, channel: SessionChannel, cursor: Any) -> None:
         self._channel = channel
-        self._epoch = channel.epoch
+        # A query that waits for its turn belongs to the transaction in which it runs first.
+        self._epoch: int | None = None
         self._cursor = cursor
         self._next = cursor.__anext__
         self._fetched = 0  # how many documents the driver can give without a command
@@ -212,6 +213,8 @@ class BoundCursor:
         What it leaves in the buffer is counted only while nothing else has started since:
         ``to_list`` may be emptying the buffer by then.
         """
+        if self._epoch is None:
+            self._epoch = self._channel.epoch
         if self._channel.epoch != self._epoch:
             raise ScopeClosedError(
                 "This cursor was opened in a transaction that its scope has ended since, with "
@@ -231,7 +234,7 @@ class BoundCursor:
 
     async def close(self) -> None:
         """Close the cursor on the server, which does that itself when the transaction ends."""
-        if self._channel.usable and self._channel.epoch == self._epoch:
+        if self._channel.usable and self._epoch in (None, self._channel.epoch):
             await self._channel.run(type(self._cursor).close, self._cursor)
 
     def __getattr__(self, name: str) -> Any:
@@ -339,7 +342,9 @@ async def _awaited_cursor(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> BoundCursor:
-    return BoundCursor(channel, await channel.run(driver_method, plain, args, kwargs))
+    cursor = BoundCursor(channel, await channel.run(driver_method, plain, args, kwargs))
+    cursor._epoch = channel.epoch
+    return cursor
 
 
 def _metadata_operation(name: str, driver_method: Callable[..., Any]) -> Callable[..., Any]:

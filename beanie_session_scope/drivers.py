@@ -54,6 +54,11 @@ class Driver(ABC):
         """
         return client.admin.command("killSessions", [session_id])  # type: ignore[no-any-return]
 
+    def commits_sent(self, session: Session) -> int:
+        """Return how often the driver has sent the commit, which it does twice if it must."""
+        transaction = getattr(getattr(session, "delegate", session), "_transaction", None)
+        return int(getattr(transaction, "attempt", 1))
+
     @abstractmethod
     def buffered(self, cursor: Any) -> int:
         """Return how many documents a cursor can give without a command."""

@@ -8,7 +8,7 @@ say what may be retried (MongoDB *transactions* specification, "Error Labels").
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from beanie import Document
 
@@ -23,11 +23,18 @@ class SessionScopeError(Exception):
             label: An error label, such as ``"TransientTransactionError"``.
 
         Returns:
-            What the driver's ``has_error_label`` says of ``__cause__``; ``False``
-            where no driver error stands behind this one.
+            What the driver's ``has_error_label`` says of ``__cause__``, or of one of the errors
+            in it where that is a group; ``False`` where no driver error stands behind this one.
         """
-        cause = self.__cause__
-        return bool(getattr(cause, "has_error_label", lambda _: False)(label))
+        return _has_label(self.__cause__, label)
+
+
+def _has_label(error: BaseException | None, label: str) -> bool:
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    has_label: Callable[[str], bool] | None = getattr(error, "has_error_label", None)
+    return any(_has_label(each, label) for each in inner) or (
+        has_label is not None and bool(has_label(label))
+    )
 
 
 class ModelNotScopedError(SessionScopeError, TypeError):

@@ -30,4 +30,4 @@ def log(level: int, event: str, message: str, *args: object, **fields: Any) -> N
 def nameof(error: BaseException | None) -> str:
     """Name an error for the log: its class and, of a server error, its code."""
     code = getattr(error, "code", None)
-    return type(error).__name__ + ("" if code is None else f" (code {code})")
+    return type(error).__name__ + (f" (code {code})" if isinstance(code, int) else "")

@@ -116,13 +116,14 @@ class Journal:
         rewound: Whether the documents were put back because the transaction was aborted.
     """
 
-    __slots__ = ("_before", "_tracked", "_under_way", "rewound")
+    __slots__ = ("_before", "_tracked", "_under_way", "_written", "rewound")
 
     def __init__(self) -> None:
         self.rewound = False
         self._before: dict[int, Memento] = {}
         self._tracked: dict[int, Document] = {}
         self._under_way: dict[int, Memento] = {}
+        self._written: set[int] = set()
 
     def __contains__(self, document: Document) -> bool:
         """Tell whether the document was noted."""
@@ -136,6 +137,16 @@ class Journal:
     def documents(self) -> list[Document]:
         """The documents, in the order in which they were noted."""
         return [memento.document for memento in self._before.values()]
+
+    @property
+    def writes_under_way(self) -> int:
+        """How many documents are being written by a method of theirs."""
+        return len(self._under_way)
+
+    @property
+    def written(self) -> list[Document]:
+        """Those of them that a method has written."""
+        return [self._before[key].document for key in self._before if key in self._written]
 
     def note(self, document: Document) -> None:
         """Keep what a document is, before something changes it."""
@@ -152,6 +163,7 @@ class Journal:
         if key in self._under_way:
             return False
         memento = self._under_way[key] = Memento(document)
+        self._written.add(key)
         self._before.setdefault(key, memento)
         return True
 
@@ -187,6 +199,7 @@ class Journal:
         before = {key: Memento(each) for key, each in self._tracked.items()}
         before.update((key, self._before[key]) for key in self._under_way)
         self._before = before
+        self._written = set(self._under_way)
         self.rewound = False
 
 

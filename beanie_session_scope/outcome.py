@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from itertools import count
 from typing import Any
 
@@ -46,9 +46,7 @@ async def commit(session: Session, deadline: Deadline, bound: float) -> None:
             raise _unknown() from error
         except PyMongoError as error:
             again = error.has_error_label(UNKNOWN_COMMIT)
-            # The server commits first, and waits for the write concern then: an error of that
-            # one means neither that it was committed for good nor that it was not.
-            if not again and not isinstance(error, WriteConcernError):
+            if not again and _means_not_committed(session, error):
                 raise
             # MaxTimeMSExpired: the commit used up the time that max_commit_time_ms gave it.
             spent = isinstance(error, OperationFailure) and error.code == MAX_TIME_MS_EXPIRED
@@ -68,6 +66,17 @@ async def commit(session: Session, deadline: Deadline, bound: float) -> None:
             wait=wait,
         )
         await insist(lambda wait=wait: asyncio.sleep(wait), bound)  # type: ignore[misc]
+
+
+def _means_not_committed(session: Session, error: PyMongoError) -> bool:
+    """Tell whether an error without the label of an unknown outcome says what it seems to say."""
+    if isinstance(error, WriteConcernError):
+        # The server commits first, and waits for the write concern then: an error of that one
+        # means neither that it was committed for good nor that it was not.
+        return False
+    # Where the commit was sent before, that one may have been applied, and this error is about
+    # the repetition. Only the server's word that there is no such transaction settles it.
+    return DRIVER.commits_sent(session) < 2 or error.has_error_label(TRANSIENT)
 
 
 def _unknown() -> CommitUnknownError:
@@ -118,22 +127,32 @@ def is_rollback(exc: BaseException | None) -> bool:
     return isinstance(exc, Rollback) or (bool(inner) and all(map(is_rollback, inner)))
 
 
-def is_transient(error: BaseException, foreign: Iterable[BaseException] = ()) -> bool:
+def is_transient(
+    error: BaseException,
+    own: BaseException | None = None,
+    foreign: Collection[BaseException] = (),
+) -> bool:
     """Tell whether a transaction may be run again after an error.
 
     Args:
         error: The error; of a group of errors, all must allow it.
-        foreign: Errors that are the outcome of other transactions.
+        own: The error that ended the transaction: it is a reason, wherever it was met.
+        foreign: Errors that are the outcome of other transactions: no reason for this one.
     """
-    if any(error is each for each in foreign):
+    causes = list(_causes(error))
+    belongs = own is not None and any(each is own for each in causes)
+    if not belongs and any(each is other for each in causes for other in foreign):
         return False
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     if inner:
-        return all(is_transient(each, foreign) for each in inner)
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (CommitUnknownError, TransactionExpiredError)):
-            return False
-        cause = cause.__cause__
+        return all(is_transient(each, own, foreign) for each in inner)
+    if any(isinstance(each, (CommitUnknownError, TransactionExpiredError)) for each in causes):
+        return False
     has_label: Callable[[str], bool] | None = getattr(error, "has_error_label", None)
     return has_label is not None and has_label(TRANSIENT)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

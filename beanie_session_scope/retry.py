@@ -18,18 +18,20 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import wraps
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypedDict, TypeVar, overload
 
 from beanie import Document
 from typing_extensions import Unpack
 
+from .binding import enclosing
 from .channel import TRANSIENT
 from .deadline import Deadline
 from .drivers import DRIVER, Client, Session
 from .errors import (
     ClientMismatchError,
     NotAClientError,
+    ScopeReusedError,
     TransactionTimeoutError,
 )
 from .log import log, nameof
@@ -76,11 +78,7 @@ class TransactionAttempt(SessionScope):
         self.number = number
         self._attempts = attempts
         self._decided: tuple[BaseException, float | None] | None = None
-
-    def take_wait(self) -> float | None:
-        """Return how long to wait for another attempt, and forget the error; ``None``: none."""
-        decided, self._decided = self._decided, None
-        return None if decided is None else decided[1]
+        self._wait: float | None = None
 
     def _deadline(self) -> Deadline:
         return self._attempts._deadline
@@ -92,15 +90,21 @@ class TransactionAttempt(SessionScope):
         """Decide, once for each error, how long to wait for another attempt; ``None``: not."""
         if self._decided is None or self._decided[0] is not error:
             wait = None
-            if not self._joined and is_transient(error, self._foreign()):
+            if self._may_help(error):
                 deadline = self._attempts._deadline
                 backoff = deadline.backoff(self.number)
                 wait = None if deadline.has_passed(after=backoff) else backoff
             self._decided = (error, wait)
         return self._decided[1]
 
-    def _foreign(self) -> list[BaseException]:
-        return [] if self._transaction is None else self._transaction.foreign
+    def _may_help(self, error: BaseException) -> bool:
+        """Tell whether another attempt may help after an error, if there is time."""
+        transaction = self._transaction
+        if self._joined or transaction is None:
+            return False
+        own = transaction.failure or transaction.channel.failure
+        others = [c.failure for c in enclosing(past_outside=True) if c.failure not in (None, own)]
+        return is_transient(error, own, [*transaction.foreign, *filter(None, others)])
 
     async def __aexit__(
         self,
@@ -124,8 +128,9 @@ class TransactionAttempt(SessionScope):
 
     def _is_over(self, error: BaseException) -> bool:
         """Tell whether an error is the last one."""
-        wait = self._wait_after(error)
+        wait = self._wait = self._wait_after(error)
         if wait is not None:
+            self._decided = None  # the error need not be kept
             name = nameof(error)
             log(
                 logging.INFO,
@@ -140,14 +145,15 @@ class TransactionAttempt(SessionScope):
                 wait=wait,
             )
             return False
-        if not self._joined and is_transient(error, self._foreign()):
+        if self._may_help(error):
             late = TransactionTimeoutError(
                 f"The transaction was tried {self.number} times, and its time "
                 f"(timeout={self.options.timeout:g} s) is up: {nameof(error)} was the last "
                 "error. Nothing of it was stored. Look for what writes the same documents."
             )
+            late.__cause__ = error
             tell_enclosing(late)
-            raise late from error
+            raise late
         return True
 
 
@@ -168,13 +174,27 @@ class TransactionAttempts:
         named = None if collections is None else check_models(collections)
         if session is not None:
             client = _client_of(session, client)
+            if options.get("causal_consistency") is not None:
+                raise ValueError(
+                    "causal_consistency says how a session is started, and session= names one "
+                    "that was started already: leave one of the two out."
+                )
         self._plan = lambda: plan(client, named)
         self._session = session
         self._clock, self._jitter = clock, jitter
         self._last: TransactionAttempt | None = None
 
     def __aiter__(self) -> TransactionAttempts:
-        """Return the iterator itself."""
+        """Return the iterator itself.
+
+        Raises:
+            ScopeReusedError: If it was used before.
+        """
+        if self._last is not None:
+            raise ScopeReusedError(
+                "This transaction_attempts() was used before, and serves for one loop: call it "
+                "again for another transaction."
+            )
         return self
 
     async def __anext__(self) -> TransactionAttempt:
@@ -193,10 +213,9 @@ class TransactionAttempts:
                     "An attempt was not entered, so nothing was tried: write "
                     "'async with attempt:' in the loop over transaction_attempts()."
                 )
-            wait = last.take_wait()
-            if wait is None:
+            if last._wait is None:
                 raise StopAsyncIteration
-            await asyncio.sleep(wait)
+            await asyncio.sleep(last._wait)
             number = last.number + 1
         self._last = TransactionAttempt(self, number)
         return self._last
@@ -323,7 +342,7 @@ async def _run(
 
 @overload  # the client is of any type: two drivers, one of which has no types
 def transactional(  # pyright: ignore[reportOverlappingOverload]
-    client: AsyncFunction[P, T], /
+    fn: AsyncFunction[P, T], /
 ) -> AsyncFunction[P, T]: ...
 @overload
 def transactional(
@@ -353,14 +372,23 @@ def transactional(
         A decorator that keeps the signature. ``@transactional`` without parentheses works, too.
 
     Raises:
-        TypeError: If what is decorated is no coroutine function.
+        TypeError: If what is decorated is no coroutine function, or a function that is to return
+            the client is one.
         NotAClientError: If ``client`` is neither a client nor a function.
         SessionScopeError: As ``with_session`` raises for ``collections``.
         ValueError: If options exclude each other.
     """
-    if inspect.iscoroutinefunction(client) and collections is None and not options:
-        return transactional(timeout=timeout)(client)
     named = None if collections is None else check_models(collections)
+    TransactionAttempts(None, named, None, timeout, **options)  # refuses what can't work
+    if isinstance(client, (classmethod, staticmethod)):
+        return _decorated(client, lambda: None, named, timeout, options)
+    if inspect.iscoroutinefunction(client):
+        if named is not None or options:
+            raise TypeError(
+                f"client={client.__qualname__} is a coroutine function, and the client is asked "
+                "for by a plain one: create the client before, and return it."
+            )
+        return _decorated(client, lambda: None, named, timeout, options)
     find_client = client
     if client is None or isinstance(client, DRIVER.client_class):
         find_client = lambda: client  # noqa: E731
@@ -369,24 +397,30 @@ def transactional(
             f"client must be a {DRIVER.client_class.__name__}, or a function that returns one, "
             f"and is a {type(client).__name__} object."
         )
-    TransactionAttempts(None, named, None, timeout, **options)  # refuses what can't work
+    return lambda fn: _decorated(fn, find_client, named, timeout, options)
 
-    def decorate(fn: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        if not inspect.iscoroutinefunction(fn):
-            raise TypeError(
-                "transactional decorates coroutine functions, and "
-                f"{getattr(fn, '__qualname__', type(fn).__name__)} is none: declare it with "
-                "async def, and put @transactional below @staticmethod or @classmethod."
-            )
 
-        @wraps(fn)
-        async def run(*args: Any, **kwargs: Any) -> Any:
-            here = find_client()
-            if inspect.isawaitable(here):
-                here = await here
-            attempts = TransactionAttempts(here, named, None, timeout, **options)
-            return await _run(attempts, lambda: fn(*args, **kwargs), (args, kwargs))
+def _decorated(
+    fn: Any,
+    find_client: Callable[[], Client],
+    named: Models | None,
+    timeout: float,
+    options: TransactionOptions,
+) -> Callable[..., Awaitable[Any]]:
+    if not inspect.iscoroutinefunction(fn):
+        raise TypeError(
+            "transactional decorates coroutine functions, and "
+            f"{getattr(fn, '__qualname__', type(fn).__name__)} is none: declare it with "
+            "async def, and put @transactional below @staticmethod or @classmethod."
+        )
 
-        return run
+    async def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        attempts = TransactionAttempts(find_client(), named, None, timeout, **options)
+        return await _run(attempts, lambda: fn(*args, **kwargs), (args, kwargs))
 
-    return decorate
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        return await call(args, kwargs)
+
+    # Frameworks resolve annotations that are strings among the globals of the function they get.
+    names = getattr(fn, "__globals__", run.__globals__)
+    return wraps(fn)(FunctionType(run.__code__, names, run.__name__, None, run.__closure__))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from beanie import Document
 
@@ -20,7 +20,7 @@ from .deadline import Deadline
 from .drivers import DRIVER, Client, Session
 from .errors import PropagationError, ScopeClosedError, ScopeReusedError
 from .hooks import DONE, Hook, check_hook, run_now
-from .memory import check_documents, read_again
+from .memory import Journal, check_documents, read_again
 from .options import ScopeOptions
 from .outcome import is_rollback, is_transient
 from .state import ScopeState
@@ -105,7 +105,8 @@ class SessionScope:
 
         Raises:
             PropagationError: If this scope has joined another one, or another one has joined
-                it and is open: only the owner ends a transaction.
+                it and is open: only the owner ends a transaction. Also if another task is in
+                the middle of writing a document.
             ScopeClosedError: If the scope is not open.
             UnexpectedRollbackError: If the transaction could only be rolled back.
             TransactionAbortedError: If an error that was caught had ended the transaction.
@@ -117,7 +118,7 @@ class SessionScope:
             if transaction.rollback_only is None:
                 transaction.rollback_only = f"a before_commit hook raised {type(veto).__name__}"
             raise veto
-        await self._settle(transaction.next("commit"))
+        await self._next_transaction("commit")
 
     async def abort(self) -> None:
         """Take back what was done so far, and go on with a new transaction in the same scope.
@@ -127,11 +128,17 @@ class SessionScope:
 
         Raises:
             PropagationError: If this scope has joined another one, or another one has joined
-                it and is open: only the owner ends a transaction.
+                it and is open: only the owner ends a transaction. Also if another task is in
+                the middle of writing a document.
             ScopeClosedError: If the scope is not open.
             TransactionAbortedError: If the transaction was ended by hand.
         """
-        await self._settle(self._own_transaction("abort").next("abort"))
+        await self._next_transaction("abort")
+
+    async def _next_transaction(self, how: Literal["commit", "abort"]) -> None:
+        transaction = self._own_transaction(how)
+        await transaction.channel.lock.acquire()  # what is in flight ends first
+        await self._settle(transaction.next(how))
 
     def before_commit(self, hook: Hook) -> None:
         """Let a function run before the commit, inside the transaction.
@@ -209,12 +216,12 @@ class SessionScope:
         """
         check_documents(documents)
         transaction = self._transaction
-        if transaction is not None:
-            if transaction.can_roll_back:
-                # What is read now may be taken back.
-                for document in documents:
-                    transaction.journal.note(document)
-            await read_again(transaction.journal, documents)
+        journal = Journal() if transaction is None else transaction.journal
+        if transaction is not None and transaction.can_roll_back:
+            # What is read now may be taken back.
+            for document in documents:
+                journal.note(document)
+        await read_again(journal, documents)
 
     # -- entering and leaving --------------------------------------------------------------
 
@@ -396,19 +403,24 @@ class SessionScope:
     def _own_transaction(self, wanted_by: str) -> Transaction:
         """Return the transaction that this scope may end."""
         transaction = self._transaction
-        if (
+        begins_anew = (  # commit() has failed
             transaction is not None
             and self._state is ScopeState.OPEN
             and transaction.state is ScopeState.ABORTED
             and wanted_by == "abort"
-        ):
-            return transaction  # commit() has failed, and abort() begins anew
-        transaction = self._open_transaction(wanted_by)
+        )
+        if transaction is None or not begins_anew:
+            transaction = self._open_transaction(wanted_by)
         if self._joined or transaction.joined_by:
             raise PropagationError(
                 f"{wanted_by}() would end the transaction of several blocks: one that has joined "
                 "the scope is open. Only the owner ends a transaction, after those: let an "
                 "error leave the block, or call set_rollback_only()."
+            )
+        if transaction.journal.writes_under_way:
+            raise PropagationError(
+                f"{wanted_by}() would cut a write in two: a document is being written by another "
+                "task, or by the method that this hook belongs to. Await it first."
             )
         return transaction
 
@@ -426,6 +438,6 @@ def tell_enclosing(error: BaseException) -> None:
 
     Its labels say what may be done about that one; run again, they would fail as well.
     """
-    for channel in enclosing() if is_transient(error) else ():
+    for channel in enclosing(past_outside=True) if is_transient(error) else ():
         if channel.scope is not None and channel.scope._transaction is not None:
             channel.scope._transaction.foreign.append(error)

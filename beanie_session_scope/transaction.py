@@ -50,6 +50,7 @@ class Transaction:
     Attributes:
         abandoned: Whether nobody waits for the end any longer, so that documents, which may
             be in use again, are left alone.
+        failure: The error that had ended the transaction, when it is over.
         foreign: Errors of other transactions that came through: no reason to retry this one.
         hooks: What is to run before the commit and after the end.
         journal: The documents that were written or are tracked, as they were.
@@ -65,6 +66,7 @@ class Transaction:
         "_will_retry",
         "abandoned",
         "channel",
+        "failure",
         "foreign",
         "hooks",
         "joined_by",
@@ -88,6 +90,7 @@ class Transaction:
         self.options = options
         self.journal = Journal() if channel.journal is None else channel.journal
         self.hooks = Hooks()
+        self.failure: BaseException | None = None
         self.rollback_only: str | None = None
         self.state = ScopeState.OPEN
         self.abandoned = False
@@ -134,6 +137,19 @@ class Transaction:
             )
         return None
 
+    def _caught(self) -> SessionScopeError:
+        """Return what to raise where a commit() in the block has failed, and that was caught."""
+        if self.state is ScopeState.UNKNOWN:
+            return CommitUnknownError(
+                "The outcome of a commit() in this block is unknown, although the code caught "
+                "that error. Read the data before doing the work again: it may be there.",
+                self.journal.documents,
+            )
+        return self.refusal() or TransactionAbortedError(
+            "The transaction is over: commit() had failed, although the code caught its error. "
+            "Let such an error leave the block, then run the block again."
+        )
+
     async def run_before_commit(self) -> BaseException | None:
         """Run the hooks that may veto, where a commit is due.
 
@@ -171,6 +187,7 @@ class Transaction:
             await self._conclude(exc)
         except BaseException as error:
             failure = error
+        self.failure = channel.failure
         channel.lifetime.end()
         if end_session:
             await insist(lambda: DRIVER.end_session(self.session), bound)
@@ -186,9 +203,11 @@ class Transaction:
         if self.state is not ScopeState.OPEN:
             # A commit() in the block has failed, and ended the scope's last transaction.
             if exc is None:
-                raise self.refusal() or _caught() from self.channel.failure
+                raise self._caught() from self.channel.failure
         elif not self.session.in_transaction:
             self._move(ScopeState.ENDED)
+            if exc is not None and self._will_retry(exc):
+                self._rewind()
         elif exc is not None:
             await self._abort()
         elif (refusal := self.refusal()) is None:
@@ -215,9 +234,9 @@ class Transaction:
         self._move(ScopeState.COMMITTED)
         self.journal.commit()
         # What is stored now is what an enclosing transaction goes back to.
-        for outer in enclosing() if len(self.journal) else ():
+        for outer in enclosing(past_outside=True) if len(self.journal) else ():
             if outer is not channel and outer.journal is not None:
-                outer.journal.renew(self.journal.documents)
+                outer.journal.renew(self.journal.written)
 
     async def _abort(self) -> None:
         self._move(ScopeState.ABORTING)
@@ -238,12 +257,13 @@ class Transaction:
     async def next(self, how: Literal["commit", "abort"]) -> None:
         """End the transaction and start another one; runs in a task of its own.
 
+        The lock of the channel is held by the caller, and released here.
+
         Raises:
             SessionScopeError: If nothing was committed, or a hook failed.
             PyMongoError: If the server refused the commit.
         """
-        channel, failure = self.channel, None
-        await insist(channel.lock.acquire, self.options.cleanup_timeout)
+        channel = self.channel
         hooks, self.hooks = self.hooks, Hooks()
         try:
             if channel.closed:
@@ -258,14 +278,14 @@ class Transaction:
             self._move(ScopeState.OPEN)
             self._begin()
         except BaseException as error:
-            failure, outcome = error, self.state
-            channel.failure = channel.failure or error
+            if self.state is not ScopeState.OPEN:
+                channel.failure = error
+            self.hooks = hooks  # for abort(), or the end of the block
+            raise
         finally:
             channel.lock.release()
         if hooks:
-            await self._run_hooks(hooks, failure, outcome)
-        if failure is not None:
-            raise failure
+            await self._run_hooks(hooks, None, outcome)
 
     async def _end(self, how: Literal["commit", "abort"]) -> None:
         if how == "commit":
@@ -335,10 +355,3 @@ class Transaction:
             operations=self.channel.operations,
             documents=len(self.journal),
         )
-
-
-def _caught() -> TransactionAbortedError:
-    return TransactionAbortedError(
-        "The transaction is over: commit() had failed, although the code caught its error. Let "
-        "such an error leave the block, then run the block again."
-    )

@@ -179,14 +179,14 @@ MUTANTS = [
     Mutant(
         "the end of retrying a transaction that expired",
         "outcome.py",
-        "isinstance(cause, (CommitUnknownError, TransactionExpiredError))",
-        "isinstance(cause, CommitUnknownError)",
+        "isinstance(each, (CommitUnknownError, TransactionExpiredError))",
+        "isinstance(each, CommitUnknownError)",
         "tests/test_retry.py",
     ),
     Mutant(
         "the retry of a commit of unknown outcome",
         "outcome.py",
-        "            if spent or deadline.has_passed():",
+        "            if not again or spent or deadline.has_passed():",
         "            if True:",
         "tests/test_outcomes.py",
     ),
