@@ -54,8 +54,8 @@ class SessionChannel:
     Attributes:
         epoch: Counts the transactions; a cursor belongs to the one in which it was opened.
         failure: The error that ended the transaction on the server.
-        interrupted: Whether the driver was stopped in the middle of an operation, so that the
-            server may know more of the transaction than the driver does.
+        interrupted: Whether no answer came to the operation that opens the transaction, so that
+            the server may know more of it than the driver does.
         journal: The documents that the transaction writes, where a scope owns it.
         lifetime: How long the transaction has been open on the server.
         lock: Held for one call of the driver, or for the end of a transaction.
@@ -64,6 +64,7 @@ class SessionChannel:
 
     __slots__ = (
         "__weakref__",
+        "_answered",
         "_guarded",
         "_in_flight",
         "closed_because",
@@ -100,6 +101,7 @@ class SessionChannel:
         """Forget the transaction that was: the session has none yet, or a new one."""
         self.failure: BaseException | None = None
         self.interrupted = False
+        self._answered = False
         self.operations = 0
         self.epoch += 1
         # The first operation of a transaction is the one that opens it on the server. Were
@@ -243,9 +245,13 @@ class SessionChannel:
         # Asked also when nobody waits any more: it may have ended the transaction.
         error = done.exception()
         if error is None:
+            self._answered = True
             self._guarded = DRIVER.outlives_cancellation
         elif isinstance(error, PyMongoError):
             self._note(error)
+            # The server may still be about to open the transaction, after the abort even.
+            lost = not self._answered and not isinstance(error, OperationFailure)
+            self.interrupted = self.interrupted or (self.transaction and lost)
 
     def _note(self, error: PyMongoError) -> None:
         """Remember the error that ended the transaction on the server, the first of all."""
