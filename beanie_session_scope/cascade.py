@@ -20,7 +20,7 @@ from typing import Any
 from beanie import DeleteRules, Document, Link, WriteRules
 
 from .binding import Block, Variable, enclosing, put_outside, resolve
-from .channel import SessionChannel, borrow, channel_of
+from .channel import WRITING, SessionChannel, borrow, channel_of
 from .errors import ModelNotScopedError
 
 FETCHES = ("fetch_all_links", "fetch_link")
@@ -95,11 +95,14 @@ async def _noted(document: Any, channel: SessionChannel | None, writing: Awaitab
     if channel is None or journal is None or not journal.begin(document):
         return await writing
     epoch, failed = channel.epoch, True
+    outer = WRITING.get()  # of a cascade, which is one write
+    token = WRITING.set(outer if outer is not None and outer[0] is channel else (channel, epoch))
     try:
         result = await writing
         failed = False
         return result
     finally:
+        WRITING.reset(token)
         journal.end(document)
         # Either the transaction ended before this could be part of it, or this was part of it,
         # and Beanie has had something left to do to the document after the abort.

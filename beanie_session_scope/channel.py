@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -39,6 +40,9 @@ TRANSIENT = "TransientTransactionError"
 
 ILLEGAL_OPERATION = 20
 """The code with which a standalone server answers to a transaction number."""
+
+WRITING: ContextVar[tuple[SessionChannel, int] | None] = ContextVar("writing", default=None)
+"""The channel and the epoch in which the method began that is writing a document here."""
 
 _channels: WeakValueDictionary[int, SessionChannel] = WeakValueDictionary()
 
@@ -188,6 +192,8 @@ class SessionChannel:
         try:
             if not self.usable:
                 self.check_open()
+            if (writing := WRITING.get()) is not None:
+                self._check_write(*writing)
             self.operations += 1
             guarded = self._guarded or (not self.transaction and self.session.in_transaction)
             if not guarded:
@@ -200,6 +206,15 @@ class SessionChannel:
             if not guarded:
                 self.lock.release()
         return await self._run_guarded(call, owner, args, kwargs)
+
+    def _check_write(self, channel: SessionChannel, epoch: int) -> None:
+        """Refuse to go on with the write of a document in the transaction after its own."""
+        if channel is self and epoch != self.epoch:
+            raise ScopeClosedError(
+                "The transaction in which this write had begun was ended by commit() or abort() in "
+                "its block, and a part of the write in each of two transactions would be no "
+                "transaction: await the writes of other tasks before you end one."
+            )
 
     async def _run_guarded(
         self,

@@ -22,7 +22,7 @@ from .log import log
 DEFAULT_LIMIT = 60.0
 """The server's default, in seconds: taken where the server does not tell."""
 
-LOOK_EVERY = 0.25
+LOOK_EVERY = 0.5
 """How old a transaction is when its limit is looked up, in seconds: most never are."""
 
 NEAR = 0.75

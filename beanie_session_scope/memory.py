@@ -139,11 +139,6 @@ class Journal:
         return [memento.document for memento in self._before.values()]
 
     @property
-    def writes_under_way(self) -> int:
-        """How many documents are being written by a method of theirs."""
-        return len(self._under_way)
-
-    @property
     def written(self) -> list[Document]:
         """Those of them that a method has written."""
         return [self._before[key].document for key in self._before if key in self._written]

@@ -42,6 +42,7 @@ from .outcome import is_transient
 from .plan import Models, check_models, plan
 from .scope import SessionScope, tell_enclosing
 from .state import ScopeState
+from .waiting import settle
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,6 +81,15 @@ class TransactionAttempt(SessionScope):
         self._decided: tuple[BaseException, float | None] | None = None
         self._wait: float | None = None
 
+    async def wait(self) -> None:
+        """Wait until another attempt is due; if that is not to be, this one was the last."""
+        try:
+            await asyncio.sleep(self._wait or 0)
+        except BaseException:
+            assert self._transaction is not None
+            await settle(asyncio.ensure_future(self._transaction.run_abort_hooks()))
+            raise
+
     def _deadline(self) -> Deadline:
         return self._attempts._deadline
 
@@ -100,7 +110,7 @@ class TransactionAttempt(SessionScope):
     def _may_help(self, error: BaseException) -> bool:
         """Tell whether another attempt may help after an error, if there is time."""
         transaction = self._transaction
-        if self._joined or transaction is None:
+        if self._joined or transaction is None or transaction.has_committed:
             return False
         own = transaction.failure or transaction.channel.failure
         others = [c.failure for c in enclosing(past_outside=True) if c.failure not in (None, own)]
@@ -215,7 +225,7 @@ class TransactionAttempts:
                 )
             if last._wait is None:
                 raise StopAsyncIteration
-            await asyncio.sleep(last._wait)
+            await last.wait()
             number = last.number + 1
         self._last = TransactionAttempt(self, number)
         return self._last

@@ -101,12 +101,11 @@ class SessionScope:
         """Commit what was done so far, and go on with a new transaction in the same scope.
 
         The hooks of the transaction that ends run, those ``before_commit`` first. Cursors that
-        were opened in it are over.
+        were opened in it are over, and so are writes of documents that other tasks had begun.
 
         Raises:
             PropagationError: If this scope has joined another one, or another one has joined
-                it and is open: only the owner ends a transaction. Also if another task is in
-                the middle of writing a document.
+                it and is open: only the owner ends a transaction.
             ScopeClosedError: If the scope is not open.
             UnexpectedRollbackError: If the transaction could only be rolled back.
             TransactionAbortedError: If an error that was caught had ended the transaction.
@@ -128,8 +127,7 @@ class SessionScope:
 
         Raises:
             PropagationError: If this scope has joined another one, or another one has joined
-                it and is open: only the owner ends a transaction. Also if another task is in
-                the middle of writing a document.
+                it and is open: only the owner ends a transaction.
             ScopeClosedError: If the scope is not open.
             TransactionAbortedError: If the transaction was ended by hand.
         """
@@ -416,11 +414,6 @@ class SessionScope:
                 f"{wanted_by}() would end the transaction of several blocks: one that has joined "
                 "the scope is open. Only the owner ends a transaction, after those: let an "
                 "error leave the block, or call set_rollback_only()."
-            )
-        if transaction.journal.writes_under_way:
-            raise PropagationError(
-                f"{wanted_by}() would cut a write in two: a document is being written by another "
-                "task, or by the method that this hook belongs to. Await it first."
             )
         return transaction
 

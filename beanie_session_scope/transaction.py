@@ -25,7 +25,7 @@ from .errors import (
     TransactionAbortedError,
     UnexpectedRollbackError,
 )
-from .hooks import Hooks, failures, run_all
+from .hooks import Hook, Hooks, failures, run_all
 from .log import log, logger
 from .memory import Journal
 from .options import ScopeOptions
@@ -52,6 +52,7 @@ class Transaction:
             be in use again, are left alone.
         failure: The error that had ended the transaction, when it is over.
         foreign: Errors of other transactions that came through: no reason to retry this one.
+        has_committed: Whether something is stored, which must not be done a second time.
         hooks: What is to run before the commit and after the end.
         journal: The documents that were written or are tracked, as they were.
         joined_by: How many blocks that joined are open.
@@ -68,6 +69,7 @@ class Transaction:
         "channel",
         "failure",
         "foreign",
+        "has_committed",
         "hooks",
         "joined_by",
         "journal",
@@ -94,6 +96,7 @@ class Transaction:
         self.rollback_only: str | None = None
         self.state = ScopeState.OPEN
         self.abandoned = False
+        self.has_committed = False
         self.joined_by = 0
         self.foreign: list[BaseException] = []
         self._deadline = deadline
@@ -233,6 +236,7 @@ class Transaction:
             raise
         self._move(ScopeState.COMMITTED)
         self.journal.commit()
+        self.has_committed = True
         # What is stored now is what an enclosing transaction goes back to.
         for outer in enclosing(past_outside=True) if len(self.journal) else ():
             if outer is not channel and outer.journal is not None:
@@ -310,11 +314,19 @@ class Transaction:
         if not due or (error is not None and self._will_retry(error)):
             return
         self._unbind()
+        await self._run_all(due, committed, quietly=error is not None and not is_rollback(error))
+
+    async def run_abort_hooks(self) -> None:
+        """Run the hooks of an attempt that was to be run again, and then was not."""
+        await self._run_all(self.hooks.after_abort, committed=False, quietly=True)
+
+    @staticmethod
+    async def _run_all(due: list[Hook], committed: bool, quietly: bool) -> None:
         errors = await run_all(due)
         if not errors:
             return
         which, name = ("committed", "on_commit") if committed else ("aborted", "on_abort")
-        if error is None or is_rollback(error):
+        if not quietly:
             raise HookError(
                 f"The transaction was {which}, and then {len(errors)} of its {len(due)} {name} "
                 f"hooks failed: {failures(errors)}. Don't run the transaction again: mend what "

@@ -162,7 +162,10 @@ class Leaks:
         assert outcome is None or isinstance(outcome, asyncio.CancelledError), case
         assert open_transactions(self._uri) == 0, case
         assert all(session.has_ended for session in program.sessions), case
-        assert asyncio.all_tasks() == tasks, case
+        # A slow transaction asks for its limit, in a task that ends by itself.
+        if others := asyncio.all_tasks() - tasks:
+            _, others = await asyncio.wait(others, timeout=1)
+        assert not others, case
         await self._check_data(program.item, program, case)
         self.cases += 1
 
