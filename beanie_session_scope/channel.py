@@ -18,7 +18,12 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import (
+    NotPrimaryError,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
 
 from .drivers import DRIVER, Session
 from .errors import (
@@ -40,6 +45,9 @@ TRANSIENT = "TransientTransactionError"
 
 ILLEGAL_OPERATION = 20
 """The code with which a standalone server answers to a transaction number."""
+
+NEVER_BEGUN = (OperationFailure, NotPrimaryError, ServerSelectionTimeoutError)
+"""Errors after which an operation does not begin: refused by the server, or never sent."""
 
 WRITING: ContextVar[tuple[SessionChannel, int] | None] = ContextVar("writing", default=None)
 """The channel and the epoch in which the method began that is writing a document here."""
@@ -265,7 +273,7 @@ class SessionChannel:
         elif isinstance(error, PyMongoError):
             self._note(error)
             # The server may still be about to open the transaction, after the abort even.
-            lost = not self._answered and not isinstance(error, OperationFailure)
+            lost = not self._answered and not isinstance(error, NEVER_BEGUN)
             self.interrupted = self.interrupted or (self.transaction and lost)
 
     def _note(self, error: PyMongoError) -> None:

@@ -25,6 +25,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Answer to ``-n auto``: each worker has a server of its own, but not where one is named."""
+    return 0 if os.environ.get("MONGODB_URI") else 2
+
+
 @pytest.fixture(scope="session")
 def server_uri() -> Iterator[str]:
     """The server that the tests use."""
