@@ -167,7 +167,7 @@ MUTANTS = [
         "waiting.py",
         "        except asyncio.CancelledError:\n            end = end",
         "        except ZeroDivisionError:\n            end = end",
-        "tests/test_cancellation.py -k Shutdown",
+        "tests/test_cancellation.py -m slow -k Shutdown",
     ),
     Mutant(
         "errors of other transactions that are no reason to retry",
@@ -245,7 +245,7 @@ def killed(mutant: Mutant, directory: Path, uri: str) -> str | None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--timeout=60"),
-            *("-p", "no:cacheprovider", "-o", "addopts=", "-m", "not slow"),
+            *("-p", "no:cacheprovider"),
             *(str(ROOT / word) if "/" in word else word for word in mutant.tests.split()),
         ],
         cwd=directory,  # python -m puts it first on the path

@@ -8,7 +8,7 @@ import logging
 import sys
 from asyncio.runners import _cancel_all_tasks as cancel_all_tasks  # type: ignore[attr-defined]
 from collections.abc import AsyncIterator, Coroutine
-from itertools import count
+from itertools import count, filterfalse
 from typing import Any
 
 import pytest
@@ -165,7 +165,7 @@ class Leaks:
         # A slow transaction asks for its limit, in a task that ends by itself.
         if others := asyncio.all_tasks() - tasks:
             _, others = await asyncio.wait(others, timeout=1)
-        assert not others, case
+        assert not list(filterfalse(is_of_the_driver, others)), case
         await self._check_data(program.item, program, case)
         self.cases += 1
 
@@ -187,6 +187,12 @@ class Leaks:
         assert (item.n, item.is_changed) == (stored["n"], False), case
 
 
+def is_of_the_driver(task: asyncio.Task[Any]) -> bool:
+    """Tell whether a task belongs to the driver, which looks after its servers all the time."""
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and "pymongo" in code.co_filename
+
+
 @pytest.fixture
 def leaks(client: Any, database: Any, server_uri: str, wire: Wire) -> Leaks:
     return Leaks(client, database, server_uri, wire)
@@ -201,6 +207,7 @@ class TestACancelledTask:
         print(f"{leaks.cases} suspensions, {times} cancellations each: 0 leaks")
         assert leaks.cases > 20
 
+    @pytest.mark.slow
     async def test_leaves_nothing_where_the_server_is_slow_at_any_command(
         self, leaks: Leaks, times: int, fail_point: FailPoint
     ) -> None:
@@ -215,6 +222,7 @@ class TestACancelledTask:
 class TestTheShutdownOfTheLoop:
     """``asyncio.run`` cancels every task, those included that protect a clean-up."""
 
+    @pytest.mark.slow
     def test_leaves_nothing_at_any_command(self, server_uri: str, fail_point: FailPoint) -> None:
         commands = shut_down_in_command(server_uri, 0)
         with fail_point(*COMMANDS, block_ms=BLOCK_MS):

@@ -46,7 +46,7 @@ from beanie_session_scope import (
 )
 from beanie_session_scope.drivers import DRIVER
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 
 Contents = list[tuple[str, int]]
 Step = Callable[[], Awaitable[object]]
