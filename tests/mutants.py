@@ -151,8 +151,8 @@ MUTANTS = [
     Mutant(
         "the wait for the end",
         "scope.py",
-        "        work = asyncio.get_running_loop().create_task(ending)\n",
-        "        return await ending\n        work = asyncio.get_running_loop().create_task(ending)\n",
+        "            await settle(work, self.options.cleanup_timeout, bounded=cause is not None)\n",
+        "            await work\n",
         "tests/test_cancellation.py tests/test_outcomes.py",
     ),
     Mutant(

@@ -222,7 +222,7 @@ class TestTheMatrix:
         independent = propagation == "requires_new" and inner == "commit"
         expected = [
             *(["around"] if committed else []),
-            *(["inner"] if independent or committed and inner == "commit" else []),
+            *(["inner"] if independent or (committed and inner == "commit") else []),
             *(["outer"] if committed else []),
         ]
         assert await pair.stored() == expected

@@ -92,7 +92,7 @@ def check(loop: Loop, program: Program) -> Model:
 
 def compare(model: Model, runner: Runner) -> None:
     """Compare what happened, statement by statement."""
-    for number, (ours, theirs) in enumerate(zip(model.trace, runner.trace)):
+    for number, (ours, theirs) in enumerate(zip(model.trace, runner.trace, strict=False)):
         before = "\n".join(map(str, model.trace[max(0, number - 5) : number]))
         assert theirs == ours, f"after\n{before}\nthe model says\n{ours}"
     assert runner.trace == model.trace
