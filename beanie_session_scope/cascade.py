@@ -94,19 +94,19 @@ async def _noted(document: Any, channel: SessionChannel | None, writing: Awaitab
     journal = None if channel is None else channel.journal
     if channel is None or journal is None or not journal.begin(document):
         return await writing
-    epoch, failed = channel.epoch, True
+    epoch, rewinds, failed = channel.epoch, journal.rewinds, True
     outer = WRITING.get()  # of a cascade, which is one write
-    token = WRITING.set(outer if outer is not None and outer[0] is channel else (channel, epoch))
+    WRITING.set(outer if outer is not None and outer[0] is channel else (channel, epoch))
     try:
         result = await writing
         failed = False
         return result
     finally:
-        WRITING.reset(token)
+        WRITING.set(outer)  # not by a token: this may be closed in another context
         journal.end(document)
         # Either the transaction ended before this could be part of it, or this was part of it,
         # and Beanie has had something left to do to the document after the abort.
-        if channel.epoch != epoch and (failed or (channel.closed and journal.rewound)):
+        if journal.rewinds != rewinds or (failed and channel.epoch != epoch):
             journal.rewind([document])
 
 

@@ -113,13 +113,13 @@ class Journal:
     put back when that write fails, or belongs to the transaction that comes next.
 
     Attributes:
-        rewound: Whether the documents were put back because the transaction was aborted.
+        rewinds: How often the documents were put back because a transaction was aborted.
     """
 
-    __slots__ = ("_before", "_tracked", "_under_way", "_written", "rewound")
+    __slots__ = ("_before", "_tracked", "_under_way", "_written", "rewinds")
 
     def __init__(self) -> None:
-        self.rewound = False
+        self.rewinds = 0
         self._before: dict[int, Memento] = {}
         self._tracked: dict[int, Document] = {}
         self._under_way: dict[int, Memento] = {}
@@ -180,7 +180,7 @@ class Journal:
 
     def rewind(self, documents: Iterable[Document] | None = None) -> None:
         """Let documents be what they were; all that were noted, where none are named."""
-        self.rewound = self.rewound or documents is None
+        self.rewinds += documents is None
         for document in self.documents if documents is None else documents:
             if document in self:
                 self._before[id(document)].restore()
@@ -195,7 +195,6 @@ class Journal:
         before.update((key, self._before[key]) for key in self._under_way)
         self._before = before
         self._written = set(self._under_way)
-        self.rewound = False
 
 
 def reachable(document: Document) -> list[Document]:

@@ -70,13 +70,15 @@ async def commit(session: Session, deadline: Deadline, bound: float) -> None:
 
 def _means_not_committed(session: Session, error: PyMongoError) -> bool:
     """Tell whether an error without the label of an unknown outcome says what it seems to say."""
+    if error.has_error_label(TRANSIENT):
+        return True  # the server's word that there is no such transaction
     if isinstance(error, WriteConcernError):
         # The server commits first, and waits for the write concern then: an error of that one
         # means neither that it was committed for good nor that it was not.
         return False
     # Where the commit was sent before, that one may have been applied, and this error is about
-    # the repetition. Only the server's word that there is no such transaction settles it.
-    return DRIVER.commits_sent(session) < 2 or error.has_error_label(TRANSIENT)
+    # the repetition.
+    return DRIVER.commits_sent(session) < 2
 
 
 def _unknown() -> CommitUnknownError:

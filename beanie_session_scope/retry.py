@@ -86,9 +86,12 @@ class TransactionAttempt(SessionScope):
         try:
             await asyncio.sleep(self._wait or 0)
         except BaseException:
-            assert self._transaction is not None
-            await settle(asyncio.ensure_future(self._transaction.run_abort_hooks()))
+            await self._run_abort_hooks()
             raise
+
+    async def _run_abort_hooks(self) -> None:
+        if self._transaction is not None:
+            await settle(asyncio.ensure_future(self._transaction.run_abort_hooks()))
 
     def _deadline(self) -> Deadline:
         return self._attempts._deadline
@@ -131,7 +134,11 @@ class TransactionAttempt(SessionScope):
         try:
             quiet = await super().__aexit__(exc_type, exc, tb)
         except BaseException as error:
+            decided = self._decided
             if self._is_over(error):
+                if decided is not None and decided[0] is not error and decided[1] is not None:
+                    # Cancelled meanwhile: the hooks were kept back for the next attempt.
+                    await self._run_abort_hooks()
                 raise
             return True
         return quiet or (exc is not None and not self._is_over(exc))

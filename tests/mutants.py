@@ -10,6 +10,7 @@ be found in the package, fails the run.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,7 +103,7 @@ MUTANTS = [
     Mutant(
         "the restore of documents",
         "memory.py",
-        "                self._mementos[id(document)].restore()",
+        "                self._before[id(document)].restore()",
         "                pass",
         "tests/test_memory.py tests/test_cancellation.py",
     ),
@@ -165,8 +166,8 @@ MUTANTS = [
     Mutant(
         "what outlives the shutdown of the loop",
         "waiting.py",
-        "        except asyncio.CancelledError:\n            end = end",
-        "        except ZeroDivisionError:\n            end = end",
+        "    except asyncio.CancelledError:\n        end = asyncio",
+        "    except ZeroDivisionError:\n        end = asyncio",
         "tests/test_cancellation.py -m slow -k Shutdown",
     ),
     Mutant(
@@ -228,6 +229,14 @@ MUTANTS = [
 ]
 
 
+def mutated(mutant: Mutant) -> str:
+    """Return the source of a module with the mechanism taken out."""
+    source = (ROOT / PACKAGE / mutant.module).read_text(encoding="utf-8")
+    if source.count(mutant.text) != 1:
+        raise LookupError(f"{mutant.module} has not one place with the text of: {mutant.name}")
+    return source.replace(mutant.text, mutant.instead)
+
+
 def killed(mutant: Mutant, directory: Path, uri: str) -> str | None:
     """Run the tests about a mutant.
 
@@ -237,11 +246,7 @@ def killed(mutant: Mutant, directory: Path, uri: str) -> str | None:
     package = directory / PACKAGE
     shutil.rmtree(package, ignore_errors=True)
     shutil.copytree(ROOT / PACKAGE, package)
-    module = package / mutant.module
-    source = module.read_text(encoding="utf-8")
-    if source.count(mutant.text) != 1:
-        raise LookupError(f"{mutant.module} has not one place with the text of: {mutant.name}")
-    module.write_text(source.replace(mutant.text, mutant.instead), encoding="utf-8")
+    (package / mutant.module).write_text(mutated(mutant), encoding="utf-8")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--timeout=60"),
@@ -256,15 +261,17 @@ def killed(mutant: Mutant, directory: Path, uri: str) -> str | None:
     )
     if done.returncode == 0:
         return None
-    lines = [ln for ln in done.stdout.splitlines() if ln.startswith(("FAILED", "ERROR"))]
-    if done.returncode != 1 or not lines:
+    noticed_by = re.search(r"^(?:FAILED|ERROR) \S+?::(.*?)(?: - .*)?$", done.stdout, re.M)
+    if done.returncode != 1 or noticed_by is None:
         raise RuntimeError(f"The tests of '{mutant.name}' did not run:\n{done.stdout[-3000:]}")
-    return lines[0].partition(" - ")[0].partition("::")[2]
+    return noticed_by[1]
 
 
 def main(names: list[str]) -> int:
     wanted = [each for each in MUTANTS if not names or each.name in names]
     survivors = 0
+    for mutant in wanted:
+        mutated(mutant)  # all can be made, before the first one is tried
     with ReplicaSet() as server, tempfile.TemporaryDirectory() as directory:
         for mutant in wanted:
             noticed_by = killed(mutant, Path(directory), server.uri)
