@@ -6,6 +6,7 @@ installed Beanie talks to.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from importlib import import_module
@@ -121,7 +122,13 @@ class Motor(Driver):
 
     async def start_session(self, client: Client, **options: Any) -> Session:
         """Start a session; ``start_session`` is a coroutine function here."""
-        return await client.start_session(**options)
+        starting = asyncio.ensure_future(client.start_session(**options))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread goes on, and older PyMongo takes a session from its pool there.
+            starting.add_done_callback(_end_unused)
+            raise
 
     async def start_transaction(self, session: Session, **options: Any) -> None:
         """Start a transaction; ``start_transaction`` is a plain function here."""
@@ -140,6 +147,11 @@ class Motor(Driver):
             return len(cursor.delegate._data)
         except AttributeError:
             return int(cursor._buffer_size())
+
+
+def _end_unused(starting: asyncio.Future[Session]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().delegate.end_session()
 
 
 DRIVER: Driver = PyMongoAsync() if hasattr(Document, "get_pymongo_collection") else Motor()
