@@ -356,13 +356,11 @@ class Model:
         if how == "commit" and transaction.failure is not None:
             raise transaction.error("TransactionAbortedError")
         outside = tuple(f for f in place.frames if f.transaction is not transaction)
-        hooks = transaction.forget_hooks()
         refusal = transaction.refusal() if how == "commit" else None
-        if refusal is not None:
+        if refusal is not None:  # the hooks wait for abort(), or the end of the block
             self._abort(transaction)
-            transaction.fail(refusal)
-            yield from self._after(transaction, hooks["on_abort"], refusal, outside, place)
-            raise refusal
+            raise transaction.fail(refusal)
+        hooks = transaction.forget_hooks()
         if how == "commit":
             self._commit(transaction, outside)
         elif transaction.state == "open":

@@ -99,8 +99,8 @@ def compare(model: Model, runner: Runner) -> None:
     assert all(session.has_ended for session in runner.sessions)
 
 
+@pytest.mark.slow
 class TestPrograms:
-    @pytest.mark.slow
     @pytest.mark.timeout(1_200 if THOROUGH else 120)
     def test_come_to_what_the_model_says(self, loop: Loop, server_uri: str) -> None:
         ran: Counter[str] = Counter()
@@ -121,7 +121,7 @@ class TestPrograms:
         """Else they would show nothing; decided without a server, always in the same way."""
         ran: Counter[str] = Counter()
 
-        @settings(SETTINGS, max_examples=300, derandomize=True, phases=[Phase.generate])
+        @settings(SETTINGS, max_examples=1_000, derandomize=True, phases=[Phase.generate])
         @given(programs())
         def run(program: Program) -> None:
             ran.update(kinds(program, Model(program).run()))
