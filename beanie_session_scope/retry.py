@@ -81,7 +81,7 @@ class TransactionAttempt(SessionScope):
         self._decided: tuple[BaseException, float | None] | None = None
         self._wait: float | None = None
 
-    async def wait(self) -> None:
+    async def _wait_for_next(self) -> None:
         """Wait until another attempt is due; if that is not to be, this one was the last."""
         try:
             await asyncio.sleep(self._wait or 0)
@@ -232,7 +232,7 @@ class TransactionAttempts:
                 )
             if last._wait is None:
                 raise StopAsyncIteration
-            await last.wait()
+            await last._wait_for_next()
             number = last.number + 1
         self._last = TransactionAttempt(self, number)
         return self._last

@@ -254,7 +254,7 @@ class Model:
     def _run_write(self, label: str, path: str, write: p.Write, place: Place) -> str | None:
         document, model = write.document, class_of(write.document)
         before = self.memory[document]
-        if before.stored and not self._can_be_written(document, place.frames):
+        if not self._can_be_written(document, place.frames):
             self.left_out.add(label)
             return "left out"
         if before.stored and write.how != "inc":
@@ -268,8 +268,10 @@ class Model:
         else:
             n = before.n
         self._keep(into, document, n)
-        if into is None:
-            self._renew(place.frames, [document])
+        # For the scopes inside the one that it was written in, it is what was there before.
+        around = [frame.transaction for frame in place.frames]
+        inner = 0 if into is None else around.index(into) + 1
+        self._renew(place.frames[inner:], [document], but=into)
         return None
 
     def _can_be_written(self, document: str, frames: Frames) -> bool:
@@ -607,11 +609,13 @@ class Model:
         transaction.writes, transaction.written = {}, set()
         self.memory.update(transaction.journal)
 
-    def _renew(self, around: Frames, documents: Iterable[str]) -> None:
-        """Let the transactions around go back to what is stored now, not to what was before."""
-        for frame in around:
-            if frame.transaction is not None and not frame.transaction.closed:
-                journal = frame.transaction.journal
+    def _renew(
+        self, frames: Frames, documents: Iterable[str], but: Transaction | None = None
+    ) -> None:
+        """Let transactions go back to what documents are now, not to what was before."""
+        for transaction in {f.transaction for f in frames} - {but, None}:
+            if not transaction.closed:
+                journal = transaction.journal
                 journal.update({d: self.memory[d] for d in documents if d in journal})
 
     def _track(self, transaction: Transaction, documents: Iterable[str]) -> None:
@@ -704,6 +708,8 @@ class Model:
         if any(key in each.writes for each in self._transactions if each is not transaction):
             return False
         seen = self._view(transaction).get(key)
+        if not self.memory[document].stored:
+            return seen is None and key not in self.store
         if seen is None or seen.revision != self.memory[document].revision:
             return False
         mine = transaction is not None and key in transaction.writes
@@ -711,14 +717,10 @@ class Model:
 
     def _write_at_last(self, document: str) -> None:
         before = self.memory[document]
-        how = "left out"
-        if not before.stored:
-            how = "insert"
-            self._keep(None, document, before.n)
-        elif self._is_up_to_date(None, document):
-            how = "save"
-            self._keep(None, document, before.n + 1)
-        self.at_last[document] = how
+        self.at_last[document] = "left out"
+        if self._is_up_to_date(None, document):
+            self.at_last[document] = "save" if before.stored else "insert"
+            self._keep(None, document, before.n + before.stored)
 
     def _documents(self) -> Iterator[tuple[bool, int]]:
         return ((each.stored, each.n) for each in self.memory.values())
