@@ -47,6 +47,7 @@ class Memento:
         self._parts: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self._seen = {id(document)}
         self._note_model(document)
+        del self._seen  # a scope may keep thousands of these
 
     def restore(self) -> None:
         """Let the document be what it was."""

@@ -319,7 +319,8 @@ class Maker:
         self._draw = draw
 
     def program(self, depth: int) -> Program:
-        """Make a program: most of what it does is in a scope."""
+        """Make a program: most of what it does is in a scope, and about one document."""
+        self._favourite = self._one(*DOCUMENTS)
         first = Catch((self._first(depth),))
         after = self._some(lambda: self._statement(1), 0, 2)
         mixed = st.lists(st.integers(0, 5), min_size=1, max_size=12).map(tuple)
@@ -328,9 +329,10 @@ class Maker:
 
     def _first(self, depth: int) -> Scope:
         models = self._one(("here",), ("here", "beside"))
-        form = self._one("block", "attempts", "function")
+        form = self._one("block", "attempts", "function", "function")
+        passes = self._one((), (self._favourite,))
         body = self._some(lambda: self._statement(depth - 1), 2, 6)
-        return Scope(body + self._maybe(4, self._transient), models, form=form)
+        return Scope(body + self._maybe(4, self._transient), models, form=form, passes=passes)
 
     # -- choosing --------------------------------------------------------------------------
 
@@ -354,7 +356,7 @@ class Maker:
         return str(self._one("here", "here", "beside", "there"))
 
     def _document(self) -> str:
-        return str(self._one(*DOCUMENTS))
+        return str(self._one(*[self._favourite] * 4, *DOCUMENTS))
 
     def _statement(self, depth: int) -> Statement:
         """Make a statement, blocks in blocks up to a depth."""
@@ -385,7 +387,7 @@ class Maker:
         return Cancel(body, at_once=self._one(*[False] * 5, True))
 
     def _leaf(self) -> Statement:
-        made: Statement = self._any((5, self._simple), (1, self._hook))
+        made: Statement = self._any((9, self._simple), (3, self._hook))
         return made
 
     def _simple(self) -> Statement:
@@ -435,13 +437,13 @@ class Maker:
     def _scope(self, body: Body) -> Scope:
         """Make a scope on one client or the other; few are plain sessions."""
         propagation = self._one(
-            *["required"] * 12, *["requires_new"] * 8, *["mandatory"] * 2, "never"
+            *["required"] * 12, *["requires_new"] * 8, *["mandatory", "never"] * 2
         )
         form = self._one("block", "block", "attempts", "function")
         here = self._one(("here",), ("here",), ("here", "beside"), ("beside",), ())
-        passes = self._draw(st.lists(st.sampled_from(DOCUMENTS), max_size=2, unique=True))
+        passes = self._one((), (self._favourite,), (self._document(), self._favourite))
         made: Scope = self._any(
-            (8, lambda: Scope(body, here, "one", propagation, form, passes=tuple(passes))),
+            (8, lambda: Scope(body, here, "one", propagation, form, passes=passes)),
             (3, lambda: Scope(body, ("there",), "two", propagation, form)),
             (1, lambda: Scope(body, ("here",), "one", propagation, transaction=False)),
         )

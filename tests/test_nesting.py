@@ -1053,6 +1053,44 @@ class TestDocuments:
         )
         assert seen == [0, 1, 2]
 
+    async def test_keep_what_was_written_in_a_plain_session(self, pair: Pair) -> None:
+        document = await Here().insert()
+        async with pair.scope():
+            current_scope().track(document)
+            async with pair.new(transaction=False):
+                await document.inc({Here.n: 1})
+            raise Rollback
+        assert document.n == 1
+
+    async def test_keep_what_the_outer_scope_wrote_in_the_block_of_an_inner_one(
+        self, pair: Pair
+    ) -> None:
+        """The inner one tracks it, and takes back its own block, not the outer one's write."""
+
+        async def work(document: Here) -> None:
+            document.n = 10
+            await document.insert()
+            document.n = 11
+            raise Rollback
+
+        document = Here()
+        async with pair.scope():
+            await run_in_transaction(work, document, client=pair.there, collections=[There])
+            assert (document.id is not None, document.n) == (True, 10)
+        assert await pair.stored() == ["new"]
+
+    async def test_go_back_when_the_outer_scope_aborts_what_it_wrote_in_an_inner_one(
+        self, pair: Pair
+    ) -> None:
+        document = Here()
+        async with pair.scope():
+            async with pair.other() as _, pair.joined():
+                current_scope().track(document)
+                await document.insert()
+            assert document.id is not None
+            raise Rollback
+        assert document.id is None
+
     async def test_of_the_other_client_follow_their_own_transaction(self, pair: Pair) -> None:
         here, there = Here(), There()
         async with pair.scope():
