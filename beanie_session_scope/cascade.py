@@ -80,11 +80,9 @@ def _writing(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
         if given.get("link_rule") in FOLLOWING and (channel or session) is not None:
             with _carried(channel or borrow(session), _to_carry(self, name, _written(self))):
                 return await _noted(self, channel, call(*args, **kwargs))
-        if channel is None:
-            result = await call(*args, **kwargs)
-            _renew(self)
-            return result
-        return await _noted(self, channel, call(*args, **kwargs))
+        result = await _noted(self, channel, call(*args, **kwargs))
+        _renew(self, channel)
+        return result
 
     return method
 
@@ -110,11 +108,17 @@ async def _noted(document: Any, channel: SessionChannel | None, writing: Awaitab
             journal.rewind([document])
 
 
-def _renew(document: Document) -> None:
-    """Let a document that was stored outside stay what it is, if a scope tracks it."""
-    for channel in enclosing(past_outside=True):
-        if channel.journal is not None:
-            channel.journal.renew([document])
+def _renew(document: Document, channel: SessionChannel | None) -> None:
+    """Let a document stay what it is for the scopes that track it, and did not write it.
+
+    What was written outside any transaction, or in that of an enclosing scope, is not theirs to
+    take back. (The scopes around a transaction hear of it when that one commits.)
+    """
+    for each in enclosing(past_outside=True):
+        if each is channel and each.journal is not None:
+            return
+        if each.journal is not None:
+            each.journal.renew([document])
 
 
 def _fetching(cls: type[Any], name: str) -> Callable[..., Awaitable[Any]]:
