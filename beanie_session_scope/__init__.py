@@ -33,6 +33,7 @@ from .errors import (
     UnsupportedInTransactionError,
 )
 from .mixin import SessionScopeMixin
+from .observers import ScopeObserver, observe
 from .retry import (
     TransactionAttempt,
     TransactionAttempts,
@@ -53,6 +54,7 @@ __all__ = [
     "PropagationError",
     "Rollback",
     "ScopeClosedError",
+    "ScopeObserver",
     "ScopeReusedError",
     "ScopeState",
     "SessionScope",
@@ -69,6 +71,7 @@ __all__ = [
     "UnsupportedInTransactionError",
     "bind_session",
     "current_scope",
+    "observe",
     "on_abort",
     "on_commit",
     "outside_session",

@@ -13,6 +13,7 @@ it a task that was started in the scope or a cursor that was opened there, is to
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from .errors import (
 )
 from .lifetime import Lifetime
 from .memory import Journal
+from .observers import OBSERVERS, tell
 from .waiting import Uncancelled, settle
 
 if TYPE_CHECKING:
@@ -195,7 +197,10 @@ class SessionChannel:
             TransactionExpiredError: If the transaction outlived the server's limit.
             TransactionsNotSupportedError: If the server is a standalone one.
         """
-        await self.lock.acquire()
+        if OBSERVERS and self.lock.locked():
+            await self._wait_for_lock()
+        else:
+            await self.lock.acquire()
         guarded = False
         try:
             if not self.usable:
@@ -214,6 +219,13 @@ class SessionChannel:
             if not guarded:
                 self.lock.release()
         return await self._run_guarded(call, owner, args, kwargs)
+
+    async def _wait_for_lock(self) -> None:
+        """Take the lock, and tell how long that took."""
+        began = time.monotonic()
+        await self.lock.acquire()
+        waited = time.monotonic() - began
+        tell(lambda observer: observer.lock_waited(self.scope, waited))
 
     def _check_write(self, channel: SessionChannel, epoch: int) -> None:
         """Refuse to go on with the write of a document in the transaction after its own."""

@@ -20,17 +20,18 @@ from .deadline import Deadline
 from .drivers import DRIVER, Session
 from .errors import CommitUnknownError, Rollback, TransactionExpiredError
 from .log import log, nameof
+from .observers import OBSERVERS, tell
 from .waiting import insist
 
 UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
 MAX_TIME_MS_EXPIRED = 50
 
 
-async def commit(session: Session, deadline: Deadline, bound: float) -> None:
-    """Commit the transaction of a session.
+async def commit(channel: SessionChannel, deadline: Deadline, bound: float) -> None:
+    """Commit the transaction of a channel's session.
 
     Args:
-        session: The driver's session.
+        channel: The channel, closed or with its lock held.
         deadline: Up to when a commit of unknown outcome is tried again.
         bound: How long to go on when the loop is shut down, in seconds.
 
@@ -38,6 +39,7 @@ async def commit(session: Session, deadline: Deadline, bound: float) -> None:
         PyMongoError: If the server refused it: nothing was committed.
         CommitUnknownError: If nobody can tell.
     """
+    session = channel.session
     for attempt in count(1):
         try:
             await insist(session.commit_transaction, bound)
@@ -52,20 +54,26 @@ async def commit(session: Session, deadline: Deadline, bound: float) -> None:
             spent = isinstance(error, OperationFailure) and error.code == MAX_TIME_MS_EXPIRED
             if not again or spent or deadline.has_passed():
                 raise _unknown() from error
-            name = nameof(error)
-        wait = deadline.backoff(attempt)
-        log(
-            logging.INFO,
-            "commit.retry",
-            "The outcome of a commit is unknown (%s): it is sent again in %.3f s",
-            name,
-            wait,
-            attempt=attempt,
-            error=name,
-            label=UNKNOWN_COMMIT,
-            wait=wait,
-        )
+            wait = deadline.backoff(attempt)
+            _say_retried(channel, error, attempt, wait)
         await insist(lambda wait=wait: asyncio.sleep(wait), bound)  # type: ignore[misc]
+
+
+def _say_retried(channel: SessionChannel, error: PyMongoError, attempt: int, wait: float) -> None:
+    name = nameof(error)
+    log(
+        logging.INFO,
+        "commit.retry",
+        "The outcome of a commit is unknown (%s): it is sent again in %.3f s",
+        name,
+        wait,
+        attempt=attempt,
+        error=name,
+        label=UNKNOWN_COMMIT,
+        wait=wait,
+    )
+    if OBSERVERS and (scope := channel.scope) is not None:
+        tell(lambda observer: observer.commit_retried(scope, error, attempt, wait))
 
 
 def _means_not_committed(session: Session, error: PyMongoError) -> bool:

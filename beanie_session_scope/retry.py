@@ -18,7 +18,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import wraps
-from types import FunctionType, TracebackType
+from types import FunctionType
 from typing import Any, ParamSpec, TypedDict, TypeVar, overload
 
 from beanie import Document
@@ -72,12 +72,13 @@ class TransactionAttempt(SessionScope):
 
     Attributes:
         number: Which attempt it is, from 1.
+        attempts: What it belongs to: the same for all attempts of one call.
     """
 
     def __init__(self, attempts: TransactionAttempts, number: int) -> None:
         super().__init__(attempts._plan, attempts._options, attempts._session)
         self.number = number
-        self._attempts = attempts
+        self.attempts = attempts
         self._decided: tuple[BaseException, float | None] | None = None
         self._wait: float | None = None
 
@@ -85,7 +86,8 @@ class TransactionAttempt(SessionScope):
         """Wait until another attempt is due; if that is not to be, this one was the last."""
         try:
             await asyncio.sleep(self._wait or 0)
-        except BaseException:
+        except BaseException as error:
+            self._tell_left(error, None)
             await self._run_abort_hooks()
             raise
 
@@ -94,7 +96,7 @@ class TransactionAttempt(SessionScope):
             await settle(asyncio.ensure_future(self._transaction.run_abort_hooks()))
 
     def _deadline(self) -> Deadline:
-        return self._attempts._deadline
+        return self.attempts._deadline
 
     def _will_retry(self, error: BaseException) -> bool:
         return self._wait_after(error) is not None
@@ -104,7 +106,7 @@ class TransactionAttempt(SessionScope):
         if self._decided is None or self._decided[0] is not error:
             wait = None
             if self._may_help(error):
-                deadline = self._attempts._deadline
+                deadline = self.attempts._deadline
                 backoff = deadline.backoff(self.number)
                 wait = None if deadline.has_passed(after=backoff) else backoff
             self._decided = (error, wait)
@@ -119,12 +121,7 @@ class TransactionAttempt(SessionScope):
         others = [c.failure for c in enclosing(past_outside=True) if c.failure not in (None, own)]
         return is_transient(error, own, [*transaction.foreign, *filter(None, others)])
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> bool:
+    async def _exit(self, exc: BaseException | None) -> bool:
         """Leave the scope, and swallow the error after which another attempt is due.
 
         Raises:
@@ -132,7 +129,7 @@ class TransactionAttempt(SessionScope):
             BaseException: What ``SessionScope`` raises.
         """
         try:
-            quiet = await super().__aexit__(exc_type, exc, tb)
+            quiet = await super()._exit(exc)
         except BaseException as error:
             decided = self._decided
             if self._is_over(error):
@@ -142,6 +139,10 @@ class TransactionAttempt(SessionScope):
                 raise
             return True
         return quiet or (exc is not None and not self._is_over(exc))
+
+    def _left(self, error: BaseException | None) -> None:
+        if self._wait is None:  # else it was told when that was decided
+            super()._left(error)
 
     def _is_over(self, error: BaseException) -> bool:
         """Tell whether an error is the last one."""
@@ -161,6 +162,7 @@ class TransactionAttempt(SessionScope):
                 label=TRANSIENT,
                 wait=wait,
             )
+            self._tell_left(error, wait)
             return False
         if self._may_help(error):
             late = TransactionTimeoutError(

@@ -21,6 +21,7 @@ from .drivers import DRIVER, Client, Session
 from .errors import PropagationError, ScopeClosedError, ScopeReusedError
 from .hooks import DONE, Hook, check_hook, run_now
 from .memory import Journal, check_documents, read_again
+from .observers import OBSERVERS, tell
 from .options import ScopeOptions
 from .outcome import is_rollback, is_transient
 from .state import ScopeState
@@ -243,6 +244,10 @@ class SessionScope:
             self._join(channel)
         self._channel = channel
         self._block.enter([SCOPE, *variables], channel)
+        if self._transaction is not None and not self._joined:
+            if OBSERVERS:
+                tell(lambda observer: observer.scope_entered(self))
+            self._transaction.begin()
         return channel.session
 
     def _joinable(self, open_channel: SessionChannel | None) -> SessionChannel | None:
@@ -328,6 +333,16 @@ class SessionScope:
         """
         if self._state is not ScopeState.OPEN:
             raise ScopeReusedError("This scope is not open, so it can't be left.")
+        left_by = exc
+        try:
+            return await self._exit(exc)
+        except BaseException as error:
+            left_by = error
+            raise
+        finally:
+            self._left(left_by)
+
+    async def _exit(self, exc: BaseException | None) -> bool:
         quiet = False
         try:
             if self._joined:
@@ -343,6 +358,13 @@ class SessionScope:
             if exc is not None and not self._joined:
                 tell_enclosing(exc)
         return quiet
+
+    def _left(self, error: BaseException | None) -> None:
+        self._tell_left(error, None)
+
+    def _tell_left(self, error: BaseException | None, retry_in: float | None) -> None:
+        if OBSERVERS and not self._joined:
+            tell(lambda observer: observer.scope_left(self, error, retry_in))
 
     def _leave_joined(self, exc: BaseException | None) -> None:
         transaction = self._transaction

@@ -48,6 +48,12 @@ TRANSITIONS: dict[ScopeState, frozenset[ScopeState]] = {
 }
 
 
+OUTCOMES = frozenset(
+    {ScopeState.COMMITTED, ScopeState.ABORTED, ScopeState.UNKNOWN, ScopeState.ENDED}
+)
+"""How a transaction ends."""
+
+
 def check_move(before: ScopeState, after: ScopeState) -> ScopeState:
     """Return the state after a move.
 

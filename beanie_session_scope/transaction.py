@@ -28,9 +28,10 @@ from .errors import (
 from .hooks import Hook, Hooks, failures, run_all
 from .log import log, logger
 from .memory import Journal
+from .observers import OBSERVERS, tell
 from .options import ScopeOptions
 from .outcome import abort, commit, is_rollback
-from .state import ScopeState, check_move
+from .state import OUTCOMES, ScopeState, check_move
 from .waiting import insist
 
 SLOW = 10.0
@@ -102,11 +103,13 @@ class Transaction:
         self._deadline = deadline
         self._will_retry = will_retry
         self._unbind = unbind
-        self._begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Say that a transaction has begun."""
         self._began = time.monotonic()
         log(logging.DEBUG, "begin", "A %s has begun", self._kind)
+        if OBSERVERS and self.channel.transaction and (scope := self.channel.scope) is not None:
+            tell(lambda observer: observer.transaction_started(scope))
 
     @property
     def _kind(self) -> str:
@@ -223,7 +226,7 @@ class Transaction:
         channel = self.channel
         self._move(ScopeState.COMMITTING)
         try:
-            await commit(self.session, self._deadline(), self.options.cleanup_timeout)
+            await commit(channel, self._deadline(), self.options.cleanup_timeout)
         except CommitUnknownError as error:
             error.documents = self.journal.documents
             self._move(ScopeState.UNKNOWN)
@@ -280,7 +283,7 @@ class Transaction:
             self.rollback_only = None
             channel.start_transaction()
             self._move(ScopeState.OPEN)
-            self._begin()
+            self.begin()
         except BaseException as error:
             if self.state is not ScopeState.OPEN:
                 channel.failure = error
@@ -346,11 +349,20 @@ class Transaction:
 
     def _move(self, state: ScopeState) -> None:
         self.state = check_move(self.state, state)
-        if state in (ScopeState.COMMITTED, ScopeState.ABORTED, ScopeState.UNKNOWN):
-            self._log_outcome(state.value)
-
-    def _log_outcome(self, outcome: str) -> None:
+        if state not in OUTCOMES:
+            return
         duration = time.monotonic() - self._began
+        if state is not ScopeState.ENDED:
+            self._log_outcome(state.value, duration)
+        if OBSERVERS and self.channel.transaction:
+            self._tell_outcome(state, duration)
+
+    def _tell_outcome(self, outcome: ScopeState, duration: float) -> None:
+        channel = self.channel
+        if (scope := channel.scope) is not None:
+            tell(lambda o: o.transaction_ended(scope, outcome, duration, channel.operations))
+
+    def _log_outcome(self, outcome: str, duration: float) -> None:
         warn = duration >= SLOW or outcome == "unknown"
         level = logging.WARNING if warn else logging.DEBUG
         if not logger.isEnabledFor(level):

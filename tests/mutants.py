@@ -47,8 +47,8 @@ MUTANTS = [
     Mutant(
         "the lock of the session",
         "channel.py",
-        "        await self.lock.acquire()\n",
-        "        if not self.lock.locked():\n            await self.lock.acquire()\n",
+        "        else:\n            await self.lock.acquire()\n",
+        "        elif not self.lock.locked():\n            await self.lock.acquire()\n",
         "tests/test_concurrency.py",
     ),
     Mutant(

@@ -13,6 +13,7 @@ PACKAGE = Path(beanie_session_scope.__file__).parent
 LAYERS = (
     "errors",
     "log",
+    "observers",
     "drivers",
     "waiting",
     "deadline",
