@@ -8,6 +8,7 @@ from .binding import Token
 from .blocks import (
     bind_session,
     current_scope,
+    is_outside,
     on_abort,
     on_commit,
     outside_session,
@@ -34,6 +35,7 @@ from .errors import (
 )
 from .mixin import SessionScopeMixin
 from .observers import ScopeObserver, observe
+from .plan import collection_of
 from .retry import (
     TransactionAttempt,
     TransactionAttempts,
@@ -70,7 +72,9 @@ __all__ = [
     "UnexpectedRollbackError",
     "UnsupportedInTransactionError",
     "bind_session",
+    "collection_of",
     "current_scope",
+    "is_outside",
     "observe",
     "on_abort",
     "on_commit",

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .binding import SCOPE, Block, innermost, resolve
+from .binding import SCOPE, Block, innermost, put_outside, resolve
 from .channel import borrow
 from .drivers import Client, Session
 from .errors import PropagationError
@@ -162,6 +162,22 @@ def current_scope(model: type[SessionScopeMixin] | None = None) -> SessionScope 
         (model,) = check_models([model])
         channel = resolve(model._scope_variables)
     return None if channel is None else channel.scope
+
+
+def is_outside(model: type[SessionScopeMixin]) -> bool:
+    """Tell whether a class was put outside any scope on purpose, with ``outside_session``.
+
+    Args:
+        model: A class with the mixin.
+
+    Returns:
+        ``False`` also where the class is in no scope because none binds it.
+
+    Raises:
+        ModelNotScopedError: If ``model`` is no class with the mixin.
+    """
+    (model,) = check_models([model])
+    return put_outside(model._scope_variables)
 
 
 def on_commit(hook: Hook) -> Awaitable[None]:

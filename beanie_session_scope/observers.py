@@ -21,9 +21,19 @@ class ScopeObserver:
     """Is told about scopes that own their session; to be subclassed, and overridden in part.
 
     The methods are called synchronously, some of them between two commands of a transaction, so
-    they should be quick. What they raise is logged, and goes no further. A scope that joins
-    another one is not told about: its transaction is that of its owner.
+    they should be quick. What they raise is logged, and goes no further; but for
+    ``scope_entering``, which may refuse. A scope that joins another one is not told about: its
+    transaction is that of its owner.
     """
+
+    def scope_entering(self, scope: SessionScope) -> None:
+        """Hear that a block is about to be entered: nothing is started, and nothing bound.
+
+        What this method alone raises is raised by the block, which is not entered then.
+
+        Args:
+            scope: The scope; its client is known.
+        """
 
     def scope_entered(self, scope: SessionScope) -> None:
         """Hear that a block was entered.
@@ -62,7 +72,12 @@ class ScopeObserver:
         """
 
     def transaction_ended(
-        self, scope: SessionScope, outcome: ScopeState, seconds: float, operations: int
+        self,
+        scope: SessionScope,
+        outcome: ScopeState,
+        seconds: float,
+        operations: int,
+        error: BaseException | None,
     ) -> None:
         """Hear the outcome of a transaction, before its hooks run, and in their context.
 
@@ -74,6 +89,7 @@ class ScopeObserver:
                 hand on the driver's session.
             seconds: How long it took.
             operations: How many operations ran in it.
+            error: Why it was not committed; ``None`` where it was, or ``abort()`` was called.
         """
 
     def scope_left(

@@ -26,7 +26,15 @@ from .errors import (
     ModelNotScopedError,
     NotAClientError,
 )
-from .mixin import Model, SessionScopeMixin, fingerprint, models, plain_collection, view_source
+from .mixin import (
+    GETTER,
+    Model,
+    SessionScopeMixin,
+    fingerprint,
+    models,
+    plain_collection,
+    view_source,
+)
 
 Models: TypeAlias = "Iterable[type[SessionScopeMixin]]"
 _Planned: TypeAlias = "tuple[Client, list[Variable]]"
@@ -56,6 +64,35 @@ def check_models(collections: Models) -> list[Model]:
                 f"declare it as class {model.__name__}(SessionScopeMixin, Document)."
             )
     return named
+
+
+def collection_of(model: type[SessionScopeMixin]) -> Any:
+    """Return the driver's collection of a class, whichever Beanie is installed.
+
+    It is what ``get_pymongo_collection()`` of Beanie 2 and ``get_motor_collection()`` of Beanie 1
+    return: what is done with it runs in the scope that the class is in.
+
+    Args:
+        model: A class with the mixin.
+
+    Returns:
+        The collection, an instance of the driver's class.
+
+    Raises:
+        ModelNotScopedError: If ``model`` is no class with the mixin.
+        ModelNotInitializedError: If ``init_beanie`` has not initialised it.
+    """
+    (model,) = check_models([model])
+    if plain_collection(model) is None:
+        raise _not_initialized(model)
+    return getattr(model, GETTER)()
+
+
+def _not_initialized(model: Model) -> ModelNotInitializedError:
+    return ModelNotInitializedError(
+        f"{model.__name__} is not initialised: list it in document_models of init_beanie(), and "
+        "await that first."
+    )
 
 
 def _describe(thing: object) -> str:
@@ -106,10 +143,7 @@ def _plan(
     stored = {m: c for m in every if (c := plain_collection(m)) is not None}
     for model in named or ():
         if model not in stored:
-            raise ModelNotInitializedError(
-                f"{model.__name__} is not initialised: list it in document_models of "
-                "init_beanie(), and await that before the scope is entered."
-            )
+            raise _not_initialized(model)
     wanted = list(stored) if named is None else named
     client = _only_client(client, {m: stored[m].database.client for m in wanted}, named is None)
     here = {m: _namespace(c) for m, c in stored.items() if c.database.client is client}

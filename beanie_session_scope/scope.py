@@ -19,7 +19,7 @@ from .channel import SessionChannel
 from .deadline import Deadline
 from .drivers import DRIVER, Client, Session
 from .errors import PropagationError, ScopeClosedError, ScopeReusedError
-from .hooks import DONE, Hook, check_hook, run_now
+from .hooks import DONE, Hook, Hooks, check_hook, run_now
 from .memory import Journal, check_documents, read_again
 from .observers import OBSERVERS, tell
 from .options import ScopeOptions
@@ -77,6 +77,18 @@ class SessionScope:
     def client(self) -> Client | None:
         """The client of the session; ``None`` before the scope is entered."""
         return self._client
+
+    @property
+    def hooks(self) -> Hooks:
+        """What is to run before the commit, and after the end, of the transaction in force.
+
+        A joined scope has those of its owner. The lists may be changed, as test tools do.
+
+        Raises:
+            ScopeClosedError: If the scope is not open.
+            PropagationError: If there is no transaction that with_session() owns.
+        """
+        return self._open_transaction("hooks").hooks
 
     @property
     def rollback_only(self) -> bool:
@@ -237,6 +249,9 @@ class SessionScope:
             )
         self._client, variables = self._plan()
         channel = self._joinable(innermost(self._client))
+        if channel is None:
+            for observer in tuple(OBSERVERS):
+                observer.scope_entering(self)
         self._state = ScopeState.OPEN
         if channel is None:
             channel = await self._open()

@@ -211,15 +211,15 @@ class Transaction:
             if exc is None:
                 raise self._caught() from self.channel.failure
         elif not self.session.in_transaction:
-            self._move(ScopeState.ENDED)
+            self._move(ScopeState.ENDED, exc)
             if exc is not None and self._will_retry(exc):
                 self._rewind()
         elif exc is not None:
-            await self._abort()
+            await self._abort(exc)
         elif (refusal := self.refusal()) is None:
             await self._commit()
         else:
-            await self._abort()
+            await self._abort(refusal)
             raise refusal from self.channel.failure
 
     async def _commit(self) -> None:
@@ -229,11 +229,11 @@ class Transaction:
             await commit(channel, self._deadline(), self.options.cleanup_timeout)
         except CommitUnknownError as error:
             error.documents = self.journal.documents
-            self._move(ScopeState.UNKNOWN)
+            self._move(ScopeState.UNKNOWN, error)
             raise
         except BaseException as error:
             self._rewind()
-            self._move(ScopeState.ABORTED)
+            self._move(ScopeState.ABORTED, error)
             if isinstance(error, PyMongoError):
                 await channel.explain(error)
             raise
@@ -245,11 +245,11 @@ class Transaction:
             if outer is not channel and outer.journal is not None:
                 outer.journal.renew(self.journal.written)
 
-    async def _abort(self) -> None:
+    async def _abort(self, error: BaseException | None = None) -> None:
         self._move(ScopeState.ABORTING)
         self._rewind()
         await abort(self.channel, self.options.cleanup_timeout)
-        self._move(ScopeState.ABORTED)
+        self._move(ScopeState.ABORTED, error)
 
     def _rewind(self) -> None:
         if not self.abandoned:
@@ -347,7 +347,7 @@ class Transaction:
             errors=len(errors),
         )
 
-    def _move(self, state: ScopeState) -> None:
+    def _move(self, state: ScopeState, error: BaseException | None = None) -> None:
         self.state = check_move(self.state, state)
         if state not in OUTCOMES:
             return
@@ -355,12 +355,14 @@ class Transaction:
         if state is not ScopeState.ENDED:
             self._log_outcome(state.value, duration)
         if OBSERVERS and self.channel.transaction:
-            self._tell_outcome(state, duration)
+            self._tell_outcome(state, duration, error)
 
-    def _tell_outcome(self, outcome: ScopeState, duration: float) -> None:
-        channel = self.channel
-        if (scope := channel.scope) is not None:
-            tell(lambda o: o.transaction_ended(scope, outcome, duration, channel.operations))
+    def _tell_outcome(
+        self, outcome: ScopeState, duration: float, error: BaseException | None
+    ) -> None:
+        scope, operations = self.channel.scope, self.channel.operations
+        if scope is not None:
+            tell(lambda o: o.transaction_ended(scope, outcome, duration, operations, error))
 
     def _log_outcome(self, outcome: str, duration: float) -> None:
         warn = duration >= SLOW or outcome == "unknown"

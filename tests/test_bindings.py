@@ -21,6 +21,7 @@ from beanie_session_scope import (
     ScopeState,
     bind_session,
     current_scope,
+    is_outside,
     outside_session,
     with_session,
 )
@@ -502,6 +503,15 @@ class TestOutsideSession:
             with outside_session(Root):
                 assert Leaf.get_session() is None
             assert Leaf.get_session() is session
+
+    async def test_can_be_told_from_a_class_that_no_scope_binds(self, client: Any) -> None:
+        async with with_session(client=client, collections=[Root]):
+            assert not is_outside(Item)
+            assert not is_outside(Leaf)
+            with outside_session(Root):
+                assert is_outside(Leaf)
+                assert not is_outside(Item)
+            assert not is_outside(Leaf)
 
     async def test_holds_in_tasks_created_there(self, client: Any, database: Any) -> None:
         async with with_session(client=client, collections=[Item]):

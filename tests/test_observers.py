@@ -16,10 +16,12 @@ from wire import FailPoint
 from beanie_session_scope import (
     CommitUnknownError,
     Rollback,
+    ScopeClosedError,
     ScopeObserver,
     SessionScope,
     TransactionAttempt,
     TransactionTimeoutError,
+    current_scope,
     observe,
     on_commit,
     run_in_transaction,
@@ -61,9 +63,14 @@ class Recorder(ScopeObserver):
         self.told.append(("commit retried", type(error), attempt, wait))
 
     def transaction_ended(
-        self, scope: SessionScope, outcome: Any, seconds: float, operations: int
+        self,
+        scope: SessionScope,
+        outcome: Any,
+        seconds: float,
+        operations: int,
+        error: BaseException | None,
     ) -> None:
-        self.told.append(("ended", outcome.value, operations, seconds))
+        self.told.append(("ended", outcome.value, operations, seconds, error))
 
     def scope_left(
         self, scope: SessionScope, error: BaseException | None, retry_in: float | None
@@ -92,9 +99,9 @@ class TestAScope:
             await Item().insert()
             await Item.find_one()
 
-        ((outcome, operations, seconds),) = recorder.all("ended")
+        ((outcome, operations, seconds, error),) = recorder.all("ended")
         assert recorder.names == ["entered", "started", "ended", "left"]
-        assert (outcome, operations) == ("committed", 2)
+        assert (outcome, operations, error) == ("committed", 2, None)
         assert seconds > 0
         assert recorder.all("left") == [(None, None)]
 
@@ -105,7 +112,8 @@ class TestAScope:
                 await Item().insert()
                 raise error
 
-        assert [outcome for outcome, *_ in recorder.all("ended")] == ["aborted"]
+        ((outcome, _, _, why),) = recorder.all("ended")
+        assert (outcome, why) == ("aborted", error)
         assert recorder.all("left") == [(error, None)]
 
     async def test_is_left_with_the_error_of_its_commit(
@@ -116,7 +124,8 @@ class TestAScope:
                 async with scope_of(client):
                     await Item().insert()
 
-        assert [outcome for outcome, *_ in recorder.all("ended")] == ["unknown"]
+        ((outcome, _, _, why),) = recorder.all("ended")
+        assert (outcome, why) == ("unknown", caught.value)
         assert recorder.all("left") == [(caught.value, None)]
 
     async def test_that_is_rolled_back_quietly_is_left_with_the_rollback(
@@ -138,8 +147,8 @@ class TestAScope:
             await scope.abort()
 
         assert recorder.names == ["entered", *["started", "ended"] * 3, "left"]
-        outcomes = [(outcome, count) for outcome, count, _ in recorder.all("ended")]
-        assert outcomes == [("committed", 1), ("aborted", 0), ("committed", 0)]
+        outcomes = [(outcome, count, error) for outcome, count, _, error in recorder.all("ended")]
+        assert outcomes == [("committed", 1, None), ("aborted", 0, None), ("committed", 0, None)]
 
     async def test_whose_transaction_was_ended_by_hand_says_so(
         self, client: Any, recorder: Recorder
@@ -177,6 +186,61 @@ class TestAScope:
         with pytest.raises(Exception, match="not open"):
             await scope.__aexit__(None, None, None)
         assert recorder.told == []
+
+
+class Refusing(ScopeObserver):
+    """Lets no block be entered."""
+
+    def __init__(self) -> None:
+        self.refused: list[SessionScope] = []
+
+    def scope_entering(self, scope: SessionScope) -> None:
+        self.refused.append(scope)
+        raise KeyError("refused")
+
+
+class TestAScopeThatIsRefused:
+    async def test_is_not_entered(self, client: Any, recorder: Recorder) -> None:
+        refusing = Refusing()
+        stop = observe(refusing)
+        scope = scope_of(client)
+        try:
+            with pytest.raises(KeyError, match="refused"):
+                await scope.__aenter__()
+        finally:
+            stop()
+
+        assert recorder.told == []
+        assert current_scope() is None
+        assert Item.get_session() is None
+        assert refusing.refused == [scope]
+        assert scope.client is client
+        assert scope.state.value == "new"
+
+    async def test_is_never_one_that_joins(self, client: Any) -> None:
+        async with scope_of(client):
+            stop = observe(Refusing())
+            try:
+                async with scope_of(client):
+                    await Item().insert()
+            finally:
+                stop()
+
+
+class TestItsHooks:
+    async def test_are_those_of_the_owner(self, client: Any) -> None:
+        ran = []
+        async with scope_of(client) as _, scope_of(client):
+            on_commit(lambda: ran.append("dropped"))
+            scope = current_scope(Item)
+            assert scope is not None
+            (hook,) = scope.hooks.after_commit
+            hook()
+            scope.hooks.after_commit.clear()
+
+        assert ran == ["dropped"]
+        with pytest.raises(ScopeClosedError):
+            _ = scope.hooks
 
 
 class TestACommitThatIsSentAgain:

@@ -25,6 +25,7 @@ from beanie_session_scope import (
     TransactionsNotSupportedError,
     UnsupportedInTransactionError,
     bind_session,
+    collection_of,
     current_scope,
     outside_session,
     with_session,
@@ -304,6 +305,14 @@ async def test_changing_an_index_of_a_bound_class_does_not_hang(client: Any, dat
 def test_outside_session_refuses_what_has_no_mixin() -> None:
     with pytest.raises(ModelNotScopedError, match="Plain"), outside_session(Plain):  # type: ignore[arg-type]
         pytest.fail("the body ran")
+
+
+async def test_the_collection_of_a_class_is_refused_where_there_is_none(client: Any) -> None:
+    assert collection_of(Item) is getattr(Item, GETTER)()
+    with pytest.raises(ModelNotScopedError, match="Plain"):
+        collection_of(Plain)  # type: ignore[arg-type]
+    with pytest.raises(ModelNotInitializedError, match="NeverInitialised"):
+        collection_of(NeverInitialised)
 
 
 def test_every_error_has_one_base() -> None:
