@@ -35,7 +35,7 @@ LAYERS = (
     "retry",
     "__init__",
 )
-INTEGRATIONS = ("testing",)
+INTEGRATIONS = ("asgi", "migration", "telemetry", "testing")
 
 
 def imported(file: Path) -> set[str]:
@@ -54,8 +54,9 @@ def imported(file: Path) -> set[str]:
 
 
 def test_every_module_has_a_layer() -> None:
-    assert {file.stem for file in PACKAGE.glob("*.py")} == set(LAYERS)
-    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(INTEGRATIONS)
+    modules = {file.stem for file in PACKAGE.glob("*.py")}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert modules | packages == {*LAYERS, *INTEGRATIONS}
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -65,8 +66,10 @@ def test_a_module_imports_only_those_below_it(layer: str) -> None:
 
 @pytest.mark.parametrize("integration", INTEGRATIONS)
 def test_an_integration_imports_only_what_is_public(integration: str) -> None:
-    own = {file.stem for file in (PACKAGE / integration).glob("*.py")}
-    for file in (PACKAGE / integration).glob("*.py"):
+    files = [*(PACKAGE / integration).glob("*.py"), *PACKAGE.glob(f"{integration}.py")]
+    own = {file.stem for file in files} - {integration} | {"__init__"}
+    assert files
+    for file in files:
         assert imported(file) <= own
 
 
@@ -81,3 +84,9 @@ def test_all_public_names_are_there() -> None:
     assert sorted(beanie_session_scope.__all__) == beanie_session_scope.__all__
     for name in beanie_session_scope.__all__:
         assert getattr(beanie_session_scope, name).__doc__
+
+
+def test_the_types_of_every_public_name_are_checked() -> None:
+    tree = ast.parse((Path(__file__).parent / "typecheck" / "public_api.py").read_text())
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert set(beanie_session_scope.__all__) <= used
