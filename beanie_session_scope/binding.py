@@ -216,6 +216,14 @@ def in_force(binding: Binding | None) -> Binding | None:
     return binding
 
 
+def forget(variables: Iterable[Variable]) -> None:
+    """Let the current context say no more of blocks that this task entered and that are over."""
+    for variable in variables:
+        binding = variable.get()
+        if binding is not None and binding.over:
+            variable.set(in_force(binding))
+
+
 def still_open(binding: Binding | None) -> Binding | None:
     """Return the nearest binding, going back in time, that is neither cleared nor over."""
     while binding is not None and binding.over:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from beanie import Document
 
-from .binding import SCOPE, Block, Variable, enclosing, innermost
+from .binding import SCOPE, Block, Variable, enclosing, forget, innermost
 from .channel import SessionChannel
 from .deadline import Deadline
 from .drivers import DRIVER, Client, Session
@@ -49,6 +49,7 @@ class SessionScope:
         self._given = session
         self._block = Block()
         self._client: Client | None = None
+        self._variables: list[Variable] = []
         self._channel: SessionChannel | None = None
         self._transaction: Transaction | None = None
         self._joined = False
@@ -234,6 +235,15 @@ class SessionScope:
                 journal.note(document)
         await read_again(journal, documents)
 
+    def forget(self) -> None:
+        """Let the current context forget the scope, once it is over.
+
+        Leaving does that in the context that leaves. This is for a task that entered the scope,
+        where another one has left it: the operations of the first run outside by then, but tasks
+        that it starts would inherit the bindings of a scope that is over.
+        """
+        forget([SCOPE, *self._variables])
+
     # -- entering and leaving --------------------------------------------------------------
 
     async def __aenter__(self) -> Session:
@@ -247,7 +257,7 @@ class SessionScope:
                 "This scope was entered before, and a scope is entered once: call "
                 "with_session() again for another transaction."
             )
-        self._client, variables = self._plan()
+        self._client, self._variables = self._plan()
         channel = self._joinable(innermost(self._client))
         if channel is None:
             for observer in tuple(OBSERVERS):
@@ -258,7 +268,7 @@ class SessionScope:
         else:
             self._join(channel)
         self._channel = channel
-        self._block.enter([SCOPE, *variables], channel)
+        self._block.enter([SCOPE, *self._variables], channel)
         if self._transaction is not None and not self._joined:
             if OBSERVERS:
                 tell(lambda observer: observer.scope_entered(self))

@@ -285,6 +285,46 @@ class TestOtherContexts:
         assert Item.get_session() is None
         await Item(name="outside").insert()
 
+    async def test_a_scope_that_is_left_in_another_task_can_be_forgotten_for_new_tasks(
+        self, client: Any
+    ) -> None:
+        async def insert() -> None:
+            await Item(name="outside").insert()
+            assert current_scope() is None
+
+        scope = with_session(client=client, collections=[Item])
+        await scope.__aenter__()
+        await asyncio.ensure_future(scope.__aexit__(None, None, None))
+        with pytest.raises(ScopeClosedError):
+            await asyncio.ensure_future(insert())
+
+        scope.forget()
+        await asyncio.ensure_future(insert())
+
+    async def test_a_scope_that_is_open_is_not_forgotten(self, client: Any) -> None:
+        scope = with_session(client=client, collections=[Item])
+        scope.forget()
+        async with scope as session:
+            scope.forget()
+            assert Item.get_session() is session
+            assert current_scope() is scope
+
+    async def test_a_task_that_inherited_a_scope_does_not_forget_it(self, client: Any) -> None:
+        scope = with_session(client=client, collections=[Item])
+        over = asyncio.Event()
+
+        async def late() -> None:
+            await over.wait()
+            scope.forget()
+            await Item().insert()
+
+        async with scope:
+            task = asyncio.ensure_future(late())
+            await asyncio.sleep(0)
+        over.set()
+        with pytest.raises(ScopeClosedError):
+            await task
+
     async def test_a_scope_that_is_left_in_another_task_restores_what_was_before(
         self, client: Any
     ) -> None:
