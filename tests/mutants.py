@@ -15,13 +15,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from beanie_session_scope.testing import ReplicaSet
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "beanie_session_scope"
+AT_A_TIME = 2
 
 
 @dataclass
@@ -267,14 +271,35 @@ def killed(mutant: Mutant, directory: Path, uri: str) -> str | None:
     return noticed_by[1]
 
 
+class Bench:
+    """A place to try mutants one after the other: a server, and a directory for the copy."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._uri = stack.enter_context(ReplicaSet()).uri
+        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+    def killed(self, mutant: Mutant) -> str | None:
+        return killed(mutant, self._directory, self._uri)
+
+
 def main(names: list[str]) -> int:
     wanted = [each for each in MUTANTS if not names or each.name in names]
     survivors = 0
     for mutant in wanted:
         mutated(mutant)  # all can be made, before the first one is tried
-    with ReplicaSet() as server, tempfile.TemporaryDirectory() as directory:
-        for mutant in wanted:
-            noticed_by = killed(mutant, Path(directory), server.uri)
+    with ExitStack() as stack, ThreadPoolExecutor(AT_A_TIME) as pool:
+        benches: SimpleQueue[Bench] = SimpleQueue()
+        for _ in range(AT_A_TIME):
+            benches.put(Bench(stack))
+
+        def on_a_bench(mutant: Mutant) -> str | None:
+            bench = benches.get()
+            try:
+                return bench.killed(mutant)
+            finally:
+                benches.put(bench)
+
+        for mutant, noticed_by in zip(wanted, pool.map(on_a_bench, wanted), strict=True):
             survivors += noticed_by is None
             print(f"{mutant.name}: {noticed_by or 'SURVIVED'}", flush=True)
     print(f"{len(wanted) - survivors} of {len(wanted)} mutants killed")

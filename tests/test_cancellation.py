@@ -7,7 +7,7 @@ import inspect
 import logging
 import sys
 from asyncio.runners import _cancel_all_tasks as cancel_all_tasks  # type: ignore[attr-defined]
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from itertools import count, filterfalse
 from typing import Any
 
@@ -17,7 +17,7 @@ from models import Item, Linked
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 from stepping import Stepping, run
-from wire import APP_NAME, DATABASE, FailPoint, Wire, open_transactions
+from wire import APP_NAME, DATABASE, ENDS, FailPoint, Wire, open_transactions
 
 from beanie_session_scope import (
     ScopeState,
@@ -232,9 +232,23 @@ class TestTheShutdownOfTheLoop:
         print(f"{commands} commands, the loop shut down in each: 0 leaks")
         assert commands > 10
 
+    @pytest.mark.slow
+    def test_leaves_nothing_where_the_end_of_a_transaction_is_slow(
+        self, server_uri: str, fail_point: FailPoint
+    ) -> None:
+        ends = shut_down_in_command(server_uri, 0, ENDS)
+        with fail_point(*ENDS, block_ms=10 * BLOCK_MS):
+            for at in range(1, ends + 1):
+                shut_down_in_command(server_uri, at, ENDS)
+                assert open_transactions(server_uri) == 0, at
+        assert ends > 2
 
-def shut_down_in_command(uri: str, at: int) -> int:
-    """End the main task of a loop while another one works; return how many commands it sent."""
+
+def shut_down_in_command(uri: str, at: int, among: Collection[str] = COMMANDS) -> int:
+    """End the main task of a loop while another one works; return how many commands it sent.
+
+    Both count only the commands with certain names.
+    """
     wire, commands = Wire(), count(1)
 
     loop = asyncio.new_event_loop()
@@ -250,7 +264,7 @@ def shut_down_in_command(uri: str, at: int) -> int:
         reached = asyncio.Event()
 
         def started() -> None:
-            if next(commands) == at:
+            if wire.last in among and next(commands) == at:
                 loop.call_soon_threadsafe(loop.call_later, BLOCK_MS / 4_000, reached.set)
 
         wire.on_start = started

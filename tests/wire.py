@@ -38,6 +38,11 @@ class Wire(CommandListener):
     def failed(self, event: CommandFailedEvent) -> None:
         """Not of interest."""
 
+    @property
+    def last(self) -> str:
+        """Return the name of the command that started last."""
+        return self._events[-1].command_name
+
     def sessions(self) -> list[Any]:
         """Return the ids of all sessions that ran a transaction."""
         ids = {
