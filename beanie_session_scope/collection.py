@@ -146,7 +146,7 @@ CURSOR_OPERATIONS: dict[str, Kind] = {
 
 _WHY_REFUSED = {
     "estimated_document_count": "it reads the collection's statistics, which no transaction "
-    "sees: use count_documents({})",
+    "sees: use count_documents({}), or call it under outside_session()",
     "watch": "a change stream shows what was committed: open it under outside_session()",
     "explain": "the server explains no operation of a transaction: run it under outside_session()",
     "rewind": "call the query again for a new cursor",
