@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, ClassVar, TypeAlias
 
 from beanie import Document
+from pymongo.errors import ConnectionFailure
 
 Client: TypeAlias = Any
 """A client of the installed driver: ``AsyncMongoClient``, or Motor's ``AsyncIOMotorClient``."""
@@ -60,6 +62,34 @@ class Driver(ABC):
         transaction = getattr(getattr(session, "delegate", session), "_transaction", None)
         return int(getattr(transaction, "attempt", 1))
 
+    @contextmanager
+    def noting_lost_abort(self, session: Session) -> Iterator[list[ConnectionFailure]]:
+        """Note why an abort did not reach the server, which the drivers keep to themselves.
+
+        They ignore every error of ``abortTransaction``, as the *transactions* specification has
+        it. But a single lost connection makes PyMongo pause its pool for a moment, so that the
+        aborts of many other transactions are not even sent, and these stay open.
+
+        Args:
+            session: The session, whose transaction is aborted in the block.
+
+        Yields:
+            The errors.
+        """
+        inner: Any = getattr(session, "delegate", session)
+        noted: list[ConnectionFailure] = []
+        inner._finish_transaction_with_retry = self._noting(
+            inner._finish_transaction_with_retry, noted
+        )
+        try:
+            yield noted
+        finally:
+            del inner._finish_transaction_with_retry  # the method of the class is there again
+
+    @abstractmethod
+    def _noting(self, finish: Callable[[str], Any], noted: list[ConnectionFailure]) -> Any:
+        """Return a method that does what another one does, and notes lost connections."""
+
     @abstractmethod
     def buffered(self, cursor: Any) -> int:
         """Return how many documents a cursor can give without a command."""
@@ -92,6 +122,16 @@ class PyMongoAsync(Driver):
     async def end_session(self, session: Session) -> None:
         """End the session."""
         await session.end_session()
+
+    def _noting(self, finish: Callable[[str], Any], noted: list[ConnectionFailure]) -> Any:
+        async def noting(command: str) -> Any:
+            try:
+                return await finish(command)
+            except ConnectionFailure as error:
+                noted.append(error)
+                raise
+
+        return noting
 
     def buffered(self, cursor: Any) -> int:
         """Return the length of the buffer; 0, which is always safe, where there is none."""
@@ -140,6 +180,16 @@ class Motor(Driver):
             await session.end_session()
         else:
             session.delegate.end_session()
+
+    def _noting(self, finish: Callable[[str], Any], noted: list[ConnectionFailure]) -> Any:
+        def noting(command: str) -> Any:
+            try:
+                return finish(command)
+            except ConnectionFailure as error:
+                noted.append(error)
+                raise
+
+        return noting
 
     def buffered(self, cursor: Any) -> int:
         """Return the length of the delegate's buffer, which older PyMongo calls otherwise."""

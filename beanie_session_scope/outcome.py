@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from itertools import count
 from typing import Any
 
-from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError, WriteConcernError
 
 from .channel import TRANSIENT, SessionChannel
 from .deadline import Deadline
@@ -115,11 +115,12 @@ async def abort(channel: SessionChannel, bound: float) -> None:
         return DRIVER.kill_session(session.client, session.session_id)
 
     try:
-        await insist(begin, bound)
-        if channel.interrupted:
+        with DRIVER.noting_lost_abort(session) as lost:
+            await insist(begin, bound)
+        if channel.interrupted or lost:
             # What the driver abandoned may begin on the server only now: not even an abort
             # that came before it is an end to it.
-            await insist(begin, bound)
+            await _until_connected(begin, bound)
     except (PyMongoError, asyncio.TimeoutError) as error:
         name = nameof(error)
         log(
@@ -129,6 +130,28 @@ async def abort(channel: SessionChannel, bound: float) -> None:
             name,
             error=name,
         )
+
+
+async def _until_connected(begin: Callable[[], Awaitable[Any]], bound: float) -> None:
+    """Run a step of the clean-up, again while connections are lost.
+
+    Args:
+        begin: Starts the step.
+        bound: For how long it is tried again, in seconds.
+
+    Raises:
+        ConnectionFailure: If there is no connection even then.
+    """
+    deadline = Deadline(bound)
+    for attempt in count(1):
+        try:
+            await insist(begin, bound)
+            return
+        except ConnectionFailure:
+            if deadline.has_passed():
+                raise
+        wait = deadline.backoff(attempt)
+        await insist(lambda wait=wait: asyncio.sleep(wait), bound)  # type: ignore[misc]
 
 
 def is_rollback(exc: BaseException | None) -> bool:

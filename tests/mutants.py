@@ -168,6 +168,13 @@ MUTANTS = [
         "tests/test_cancellation.py -k background",
     ),
     Mutant(
+        "the end of a transaction whose abort was lost",
+        "outcome.py",
+        "if channel.interrupted or lost:",
+        "if channel.interrupted:",
+        "tests/test_lost_connections.py",
+    ),
+    Mutant(
         "what outlives the shutdown of the loop",
         "waiting.py",
         "    except asyncio.CancelledError:\n        end = asyncio",
