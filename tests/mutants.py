@@ -237,6 +237,41 @@ MUTANTS = [
         "kind = OPERATIONS.get(name, Kind.METADATA)",
         "tests/test_no_escape.py",
     ),
+    Mutant(
+        "the commit before the response",
+        "asgi/_exchange.py",
+        "await self._conclude(status)\n                await self._pass_on(message)\n",
+        "await self._pass_on(message)\n                await self._conclude(status)\n",
+        "tests/test_asgi.py",
+    ),
+    Mutant(
+        "the end of a request whose client has gone",
+        "asgi/_exchange.py",
+        "                self._task.cancel()\n",
+        "                pass\n",
+        "tests/test_asgi_disconnect.py",
+    ),
+    Mutant(
+        "the context of background tasks",
+        "asgi/_exchange.py",
+        "responses.\n            self._scope.forget()\n",
+        "responses.\n            pass\n",
+        "tests/test_asgi_frameworks.py",
+    ),
+    Mutant(
+        "the rollback after a test",
+        "testing/_rollback.py",
+        "            raise Rollback\n    except",
+        "            pass\n    except",
+        "tests/test_plugin_rollback.py",
+    ),
+    Mutant(
+        "the refusal of commits in a test that is rolled back",
+        "testing/_rollback.py",
+        "if scope.client is self._scope.client and not self._allow:",
+        "if False:",
+        "tests/test_plugin_rollback.py",
+    ),
 ]
 
 

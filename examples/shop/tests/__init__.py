@@ -1,0 +1,1 @@
+"""The shop's own tests: through real HTTP, on a real replica set."""
