@@ -4,17 +4,33 @@ Each message says what happened, why, and what to do next. None carries a connec
 string or the contents of a document. Errors that stand for an error of the driver keep
 it as ``__cause__`` and answer for its labels, because in MongoDB labels, not classes,
 say what may be retried (MongoDB *transactions* specification, "Error Labels").
+
+The last line of a message is the address of the place in the documentation where the error is
+explained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from beanie import Document
+
+_PACKAGE = __name__.partition(".")[0]
+
+DOCUMENTATION = "https://beanie-session-scope.readthedocs.io/en/stable"
+"""Where the documentation is; tests/check_site.py resolves what is below it."""
 
 
 class SessionScopeError(Exception):
     """Base class of every error of this package."""
+
+    def __str__(self) -> str:
+        """Return the message, and on a line of its own where the error is explained."""
+        # Not in the arguments: the error is pickled, and compared, by those.
+        bases = type(self).__mro__
+        own = next(base for base in bases if base.__module__.partition(".")[0] == _PACKAGE)
+        return f"{super().__str__()}\n{DOCUMENTATION}/reference/errors.html#{own.__name__.lower()}"
 
     def has_error_label(self, label: str) -> bool:
         """Tell whether the driver's error behind this one carries a label.
@@ -109,6 +125,10 @@ class HookError(SessionScopeError):
         super().__init__(message)
         self.committed = committed
         self.errors = list(errors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it be pickled, as for another process."""
+        return type(self), (*self.args, self.committed, self.errors)
 
     def has_error_label(self, label: str) -> bool:
         """Answer ``False``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from typing import Any
 
 import pytest
@@ -320,3 +321,11 @@ class TestTheFunctionsOfTheModule:
         with pytest.raises(ScopeClosedError):
             await task
         assert calls == []
+
+
+def test_a_hook_error_can_be_pickled() -> None:
+    error = pickle.loads(pickle.dumps(HookError("A hook failed.", True, [KeyError("mail")])))
+
+    assert error.committed
+    assert str(error).startswith("A hook failed.\n")
+    assert isinstance(error.errors[0], KeyError)

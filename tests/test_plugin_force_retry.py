@@ -73,7 +73,7 @@ class TestForms:
                     calls.append(1)
 
                 async with with_session(collections=[Bike]):
-                    await run_in_transaction(sell)
+                    await run_in_transaction(sell, collections=[Bike])
                 assert calls == [1]
             """,
             OPTION,

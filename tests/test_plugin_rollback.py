@@ -214,7 +214,7 @@ class TestRollback:
             @TEST
             async def test_it(session_scope_rollback):
                 await sell()
-                await run_in_transaction(sell)
+                await run_in_transaction(sell, collections=[Bike])
                 async for attempt in transaction_attempts(collections=[Bike]):
                     async with attempt:
                         await sell()

@@ -95,7 +95,7 @@ class ReplicaSet(ServerGroup):
         """Return the connection string, which names all the members and the replica set.
 
         Returns:
-            A `mongodb://` URI (str).
+            A ``mongodb://`` URI (str).
 
         Raises:
             ReplicaSetError: If the replica set is not running.

@@ -90,7 +90,7 @@ class Member:
         """Return host and port, written as the replica set's configuration does.
 
         Returns:
-            For example `127.0.0.1:27017` (str).
+            For example ``127.0.0.1:27017`` (str).
         """
         return f"{HOST}:{self._port}"
 
@@ -99,7 +99,7 @@ class Member:
         """Return a connection string for this server alone, whatever its role in the set.
 
         Returns:
-            A `mongodb://` URI with `directConnection=true` (str).
+            A ``mongodb://`` URI with `directConnection=true` (str).
         """
         return f"mongodb://{self.address}/?directConnection=true"
 

@@ -45,7 +45,7 @@ class StandaloneServer(ServerGroup):
         """Return the connection string.
 
         Returns:
-            A `mongodb://` URI (str).
+            A ``mongodb://`` URI (str).
 
         Raises:
             ReplicaSetError: If the server is not running.
@@ -57,7 +57,7 @@ class StandaloneServer(ServerGroup):
         """Return host and port.
 
         Returns:
-            For example `127.0.0.1:27017` (str).
+            For example ``127.0.0.1:27017`` (str).
 
         Raises:
             ReplicaSetError: If the server is not running.

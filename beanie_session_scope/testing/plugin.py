@@ -269,7 +269,7 @@ async def _opened(plan: _Plan) -> AsyncIterator[_Opened]:
         opened = await scope.__aenter__()
     except (ClientMismatchError, ModelNotInitializedError) as error:
         raise type(error)(
-            f"session_scope_rollback: {error} In a conftest.py, override the fixture "
+            f"session_scope_rollback: {error.args[0]} In a conftest.py, override the fixture "
             "session_scope_client: let it return the client, and ask for the fixture that calls "
             "init_beanie, which has to come first."
         ) from error
