@@ -272,6 +272,13 @@ MUTANTS = [
         "if False:",
         "tests/test_plugin_rollback.py",
     ),
+    Mutant(
+        "the claim of a migration's checkpoint",
+        "migration/_run.py",
+        "return self._dry_run or (await self._checkpoint.claim()).step == self._state.step",
+        "return True",
+        "tests/test_migration_batches.py",
+    ),
 ]
 
 

@@ -724,12 +724,20 @@ ABORTS = [
         )
         for name, fail in {
             "of the network": network("abortTransaction"),
-            "of the network, twice": network("abortTransaction", times=2),
             "NotWritablePrimary": Fail("abortTransaction", code=10107, labels=[RETRYABLE]),
             "InterruptedDueToReplStateChange": Fail(
                 "abortTransaction", code=11602, labels=[RETRYABLE]
             ),
         }.items()
+    ),
+    # The specification has the driver ignore that. The transaction would stay open, though.
+    Case(
+        "with an error that may be retried, of the network, twice",
+        [[INSERT, ABORT, ABORT, KILL]],
+        stored=(),
+        error=ApplicationError,
+        callback=insert_and_raise,
+        fails=[network("abortTransaction", times=2)],
     ),
     *(
         Case(
