@@ -153,8 +153,9 @@ class Changer:
             return document
         if result is SKIP:
             return None
-        if isinstance(result, Document) and isinstance(result, SessionScopeMixin):
-            same_place = collection_of(type(result)).full_name
+        model = type(result)
+        if isinstance(result, Document) and issubclass(model, SessionScopeMixin):
+            same_place = collection_of(model).full_name
             if result.id == document.id and same_place == self._selection.collection.full_name:
                 return result
         raise TypeError(
