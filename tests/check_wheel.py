@@ -65,7 +65,14 @@ def check_wheel(path: Path) -> email.message.Message:
         metadata = email.parser.Parser().parsestr(archive.read(metadata_name).decode())
         info = PurePosixPath(metadata_name).parent
         licence = archive.read(f"{info}/licenses/LICENSE").decode()
-    expected = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt"}
+    expected = {
+        "METADATA",
+        "RECORD",
+        "WHEEL",
+        "entry_points.txt",
+        "licenses/LICENSE",
+        "top_level.txt",
+    }
     check_names(path.name, names, package_files() | {f"{info}/{name}" for name in expected})
     if licence != (ROOT / "LICENSE").read_text(encoding="utf-8"):
         sys.exit("the wheel's LICENSE differs from the tree's")
