@@ -93,6 +93,8 @@ class Runs:
         self.uri = uri
         monkeypatch.setenv("MONGODB_URI", uri)
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        for name in ("CI", "BUILD_NUMBER"):  # pytest's reports are longer where one is set
+            monkeypatch.delenv(name, raising=False)
 
     def write(self, tests: str, flavour: str = "asyncio-strict") -> None:
         """Write a directory of tests; ``FIXTURE`` and ``TEST`` in them stand for decorators."""

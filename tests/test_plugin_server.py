@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,17 @@ def runs(
 ) -> Iterator[Runs]:
     with fresh_runs(pytester, monkeypatch, server_uri) as runs:
         yield runs
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let processes that are started listen to Ctrl-C, also where this one runs in the background.
+
+    A shell has those ignore the signal, and they hand that on.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def is_listening(uri: str) -> bool:
@@ -102,6 +114,7 @@ class TestOwnServer:
         assert not is_listening(uri)
 
     @pytest.mark.timeout(60)
+    @pytest.mark.usefixtures("interruptible")
     def test_it_is_gone_after_an_interrupt(self, runs: Runs) -> None:
         runs.write(
             f"""{NOTED}
@@ -172,6 +185,7 @@ class TestWorkers:
 
     @pytest.mark.starts_servers
     @pytest.mark.timeout(90)
+    @pytest.mark.usefixtures("interruptible")
     def test_the_server_is_gone_after_an_interrupt(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
