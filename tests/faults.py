@@ -121,6 +121,7 @@ class Story:
         left_open: Whether the server is left with the transaction of the last attempt. That is
             an artefact: the fail point answers in the place of a commit or abort, where a real
             server ends the transaction, or ends it when it is no longer primary.
+        killed: Whether the package has to kill the session: no abort has reached the server.
     """
 
     case: Case
@@ -128,6 +129,7 @@ class Story:
     hits: int = 0
     outcome: Outcome = Outcome.COMMITTED
     left_open: bool = False
+    killed: bool = False
 
     @property
     def time_is_up(self) -> bool:
@@ -163,7 +165,8 @@ class Story:
         failed = self.send(attempt, command)
         if failed and self.case.fault.retryable:
             failed = self.send(attempt, command)
-        self.left_open = failed and not self.case.fault.slow
+        self.killed = failed and command == ABORT and self.case.fault.retryable
+        self.left_open = failed and not self.case.fault.slow and not self.killed
         return failed
 
     def commit(self, attempt: int) -> bool:

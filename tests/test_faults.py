@@ -276,7 +276,8 @@ def check_housekeeping(outside: list[CommandStartedEvent], story: Story) -> None
     allowed = {"getParameter"}  # how old may a transaction get?
     if story.case.fault.code is None and story.case.target == story.case.commands[0]:
         allowed.add("killSessions")  # without an answer: it may open the transaction yet
-    assert set(names(outside)) <= allowed
+    required = {"killSessions"} if story.killed else set()
+    assert required <= set(names(outside)) <= allowed | required
 
 
 def check_error(error: BaseException | None, story: Story) -> None:
