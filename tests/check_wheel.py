@@ -131,6 +131,7 @@ def main() -> None:
         run(sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT, cwd=folder)
         (wheel,) = (folder / "dist").glob("*.whl")
         (sdist,) = (folder / "dist").glob("*.tar.gz")
+        run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist, cwd=folder)
         check_sdist(sdist)
         check_metadata(check_wheel(wheel))
         check_install(wheel, folder)
