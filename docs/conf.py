@@ -39,10 +39,15 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-COPIES = {"readme": "README.md", "reference/changelog": "CHANGELOG.md"}
+COPIES = {
+    "readme": "README.md",
+    "reference/changelog": "CHANGELOG.md",
+    "contributing": "CONTRIBUTING.md",
+    "security": "SECURITY.md",
+}
 """Pages whose text is that of a file of the repository."""
 
-LINK_OUT = re.compile(r"\]\((?P<up>(?:\.\./)*)\.\./(?P<file>README|CHANGELOG)\.md")
+LINK_OUT = re.compile(r"\]\((?P<up>(?:\.\./)*)\.\./(?P<file>[A-Z]+)\.md")
 LINK_TO_DIRECTORY = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>\.\./[^)#\s]*)\)")
 LINK_IN = re.compile(r"\]\((?!https?:|mailto:|#|\.\./)(?P<path>[^)\s]+)\)")
 
