@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,15 @@ def test_all_public_names_are_there() -> None:
         assert getattr(beanie_session_scope, name).__doc__
 
 
-def test_the_types_of_every_public_name_are_checked() -> None:
-    tree = ast.parse((Path(__file__).parent / "typecheck" / "public_api.py").read_text())
+@pytest.mark.parametrize(
+    ("module", "file"),
+    [
+        (PACKAGE.name, "public_api"),
+        *((f"{PACKAGE.name}.{each}", "integrations") for each in INTEGRATIONS),
+        (f"{PACKAGE.name}.testing.plugin", "integrations"),
+    ],
+)
+def test_the_types_of_every_public_name_are_checked(module: str, file: str) -> None:
+    tree = ast.parse((Path(__file__).parent / "typecheck" / f"{file}.py").read_text())
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    assert set(beanie_session_scope.__all__) <= used
+    assert set(importlib.import_module(module).__all__) <= used
