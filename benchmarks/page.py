@@ -98,7 +98,7 @@ def _runs() -> Iterator[str]:
             f"* **{driver}**, {first.date}: {versions}. {machine['system']} on "
             f"{machine['architecture']}, {machine['processors']} processors, "
             f"{machine['memory_gb']:g} GB of memory; load average {min(loads):g} to "
-            f"{max(loads):g}. {sum(record.seconds for record in records) / 60:.0f} minutes in "
+            f"{max(loads):g}; {sum(record.seconds for record in records) / 60:.0f} minutes in "
             f"all, size: {', '.join(sorted({record.size for record in records}))}. "
             f"{' '.join(sorted({record.note for record in records if record.note}))}"
         ).rstrip()

@@ -266,7 +266,7 @@ class TestEveryOperation:
             await Holder(one=Linked(), many=[]).insert(link_rule=WriteRules.WRITE)
             await Linked.find_one()
         assert outside(seen, session) == []
-        assert names(seen) == ["update", "insert", "find"] or len(seen) == 3
+        assert len(seen) == 3
         await session.abort_transaction()
         await session.end_session()
 
