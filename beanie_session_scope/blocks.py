@@ -165,7 +165,9 @@ def current_scope(model: type[SessionScopeMixin] | None = None) -> SessionScope 
 
 
 def is_outside(model: type[SessionScopeMixin]) -> bool:
-    """Tell whether a class was put outside any scope on purpose, with ``outside_session``.
+    """Tell whether a class was put outside any scope on purpose.
+
+    That is done by ``outside_session``, and by ``clear_session()`` inside a scope.
 
     Args:
         model: A class with the mixin.

@@ -222,10 +222,10 @@ class SessionChannel:
 
     async def _wait_for_lock(self) -> None:
         """Take the lock, and tell how long that took."""
-        began = time.monotonic()
+        scope, began = self.scope, time.monotonic()
         await self.lock.acquire()
         waited = time.monotonic() - began
-        tell(lambda observer: observer.lock_waited(self.scope, waited))
+        tell(lambda observer: observer.lock_waited(scope, waited))
 
     def _check_write(self, channel: SessionChannel, epoch: int) -> None:
         """Refuse to go on with the write of a document in the transaction after its own."""

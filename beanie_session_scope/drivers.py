@@ -78,9 +78,11 @@ class Driver(ABC):
         """
         inner: Any = getattr(session, "delegate", session)
         noted: list[ConnectionFailure] = []
-        inner._finish_transaction_with_retry = self._noting(
-            inner._finish_transaction_with_retry, noted
-        )
+        finish = getattr(inner, "_finish_transaction_with_retry", None)
+        if finish is None:  # tests/test_lost_connections.py fails then, and nothing else
+            yield noted
+            return
+        inner._finish_transaction_with_retry = self._noting(finish, noted)
         try:
             yield noted
         finally:

@@ -128,7 +128,7 @@ class HookError(SessionScopeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let it be pickled, as for another process."""
-        return type(self), (*self.args, self.committed, self.errors)
+        return type(self), (*self.args, self.committed, self.errors), self.__dict__
 
     def has_error_label(self, label: str) -> bool:
         """Answer ``False``."""

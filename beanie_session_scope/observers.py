@@ -67,7 +67,7 @@ class ScopeObserver:
         Args:
             scope: The scope.
             error: The answer, or why there was none.
-            attempt: How often it was sent, from 1.
+            attempt: Which try of this package it was, from 1; the driver itself tries twice.
             wait: When it is sent again, in seconds.
         """
 
@@ -119,11 +119,16 @@ def observe(observer: ScopeObserver) -> Callable[[], None]:
 
     Raises:
         TypeError: If it is no ``ScopeObserver``.
+        ValueError: If it is told already.
     """
     if not isinstance(observer, ScopeObserver):
         raise TypeError(
             f"observe() takes a ScopeObserver, and got a {type(observer).__name__}: derive the "
             "class from ScopeObserver, and pass an instance."
+        )
+    if any(each is observer for each in OBSERVERS):
+        raise ValueError(
+            f"This {type(observer).__name__} is told already: stop it first, or pass another one."
         )
     OBSERVERS.append(observer)
 
@@ -138,7 +143,9 @@ def tell(what: Callable[[ScopeObserver], None]) -> None:
     for observer in tuple(OBSERVERS):
         try:
             what(observer)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # such as what test tools raise to fail a test
             log(
                 logging.ERROR,
                 "observer.failed",

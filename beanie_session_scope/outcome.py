@@ -104,23 +104,28 @@ async def abort(channel: SessionChannel, bound: float) -> None:
 
     Args:
         channel: The channel, closed or with its lock held.
-        bound: How long to go on when the loop is shut down, in seconds.
+        bound: How long to go on when the loop is shut down, and to try again where there is no
+            connection, in seconds.
     """
     session = channel.session
+
+    def kill() -> Awaitable[Any]:
+        return DRIVER.kill_session(session.client, session.session_id)
 
     def begin() -> Awaitable[Any]:
         if session.in_transaction:
             return session.abort_transaction()  # type: ignore[no-any-return]
         # The driver takes a transaction for aborted also where it was interrupted.
-        return DRIVER.kill_session(session.client, session.session_id)
+        return kill()
 
     try:
         with DRIVER.noting_lost_abort(session) as lost:
             await insist(begin, bound)
         if channel.interrupted or lost:
-            # What the driver abandoned may begin on the server only now: not even an abort
-            # that came before it is an end to it.
-            await _until_connected(begin, bound)
+            # The abort did not reach the server; or what the driver abandoned may begin there
+            # only now, and not even an abort that came before it is an end to it. (For the
+            # driver it is over: the session may be in another transaction meanwhile.)
+            await _until_connected(kill, bound)
     except (PyMongoError, asyncio.TimeoutError) as error:
         name = nameof(error)
         log(

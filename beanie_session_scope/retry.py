@@ -99,6 +99,8 @@ class TransactionAttempt(SessionScope):
         return self.attempts._deadline
 
     def _will_retry(self, error: BaseException) -> bool:
+        if self._state is ScopeState.ENDED:  # it was decided when the block was left
+            return self._wait is not None
         return self._wait_after(error) is not None
 
     def _wait_after(self, error: BaseException) -> float | None:
@@ -117,6 +119,8 @@ class TransactionAttempt(SessionScope):
         transaction = self._transaction
         if self._joined or transaction is None or transaction.has_committed:
             return False
+        if self._given is not None and self._is_ending_in_background():
+            return False  # on the session that another attempt would have to use
         own = transaction.failure or transaction.channel.failure
         others = [c.failure for c in enclosing(past_outside=True) if c.failure not in (None, own)]
         return is_transient(error, own, [*transaction.foreign, *filter(None, others)])

@@ -24,7 +24,7 @@ from .memory import Journal, check_documents, read_again
 from .observers import OBSERVERS, tell
 from .options import ScopeOptions
 from .outcome import is_rollback, is_transient
-from .state import ScopeState
+from .state import OUTCOMES, ScopeState
 from .transaction import Transaction
 from .waiting import settle
 
@@ -78,6 +78,11 @@ class SessionScope:
     def client(self) -> Client | None:
         """The client of the session; ``None`` before the scope is entered."""
         return self._client
+
+    @property
+    def has_committed(self) -> bool:
+        """Whether a transaction of the scope was committed: all of it again would be too much."""
+        return self._transaction is not None and self._transaction.has_committed
 
     @property
     def hooks(self) -> Hooks:
@@ -410,7 +415,8 @@ class SessionScope:
         cause = exc or veto
         await self._settle(transaction.finish(cause, end_session=self._given is None), cause)
         # A rollback that did not happen is not quiet: there was nothing to roll back.
-        aborted = transaction.state in (ScopeState.ABORTED, ScopeState.ABORTING)
+        # (OPEN: what is in flight has not ended yet, and the abort comes in the background.)
+        aborted = transaction.state in (ScopeState.OPEN, ScopeState.ABORTING, ScopeState.ABORTED)
         if aborted and is_rollback(cause):
             return True
         if veto is not None:
@@ -465,12 +471,13 @@ class SessionScope:
         return transaction
 
     def _is_plain_session(self) -> bool:
+        channel = self._channel
+        return channel is not None and self.state is ScopeState.OPEN and not channel.in_transaction
+
+    def _is_ending_in_background(self) -> bool:
         transaction = self._transaction
-        return (
-            transaction is not None
-            and self.state is ScopeState.OPEN
-            and not transaction.channel.in_transaction
-        )
+        left = self._state is ScopeState.ENDED
+        return left and transaction is not None and transaction.state not in OUTCOMES
 
 
 def tell_enclosing(error: BaseException) -> None:

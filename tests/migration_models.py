@@ -117,6 +117,19 @@ class Dog(SessionScopeMixin, Document):
         union_doc = Pets
 
 
+class Fleet(SessionScopeMixin, UnionDoc):
+    class Settings:
+        name = "migration_fleet"
+        class_id = "_class_id"
+
+
+class Van(Document):
+    n: int = 0
+
+    class Settings:
+        union_doc = Fleet
+
+
 class BikeView(SessionScopeMixin, View):
     color: str
 
@@ -144,6 +157,8 @@ MODELS: list[Any] = [
     Careful,
     Strict,
     Vehicle,
+    Fleet,
+    Van,
     Car,
     Lorry,
     Pets,

@@ -15,11 +15,15 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from wire import FailPoint, Wire, names, open_transactions
 
 from beanie_session_scope import (
+    PropagationError,
     Rollback,
     ScopeClosedError,
+    ScopeObserver,
+    SessionScope,
     TransactionAbortedError,
     TransactionExpiredError,
     current_scope,
+    observe,
     on_abort,
     on_commit,
 )
@@ -72,6 +76,25 @@ def wrap(app: Any, **options: Any) -> SessionScopeMiddleware:
 
 async def ask(app: Any, **options: Any) -> Connection:
     return await Connection(wrap(app, **options)).run()
+
+
+class Refusing(ScopeObserver):
+    """Lets no scope be entered, as a test that is rolled back does outside its own."""
+
+    def scope_entering(self, scope: SessionScope) -> None:
+        raise PropagationError("refused")
+
+
+class TestAScopeThatIsRefused:
+    async def test_is_not_taken_for_one_that_is_open(self, stored: Any) -> None:
+        stop = observe(Refusing())
+        try:
+            with pytest.raises(PropagationError, match="refused"):
+                await ask(App())
+        finally:
+            stop()
+
+        assert await stored.count_documents({}) == 0
 
 
 class TestCommit:
@@ -371,6 +394,27 @@ class TestFailedCommit:
         assert connection.status == 500
         assert connection.problem["outcome"] == "unknown"
         assert "not known" in connection.problem["detail"]
+
+    async def test_after_a_commit_in_the_endpoint_nobody_is_told_to_repeat_all(
+        self, stored: Any
+    ) -> None:
+        class InTwoSteps(App):
+            async def before(self) -> None:
+                scope = current_scope()
+                assert scope is not None
+                assert not scope.has_committed
+                await scope.commit()
+                await Order().insert()
+                scope.before_commit(self._conflict)
+
+            def _conflict(self) -> None:
+                raise OperationFailure("conflict", 112, {"errorLabels": [TRANSIENT]})
+
+        connection = await ask(InTwoSteps())
+
+        assert connection.status == 500
+        assert connection.problem["outcome"] == "unknown"
+        assert await stored.count_documents({}) == 1
 
     async def test_an_error_of_the_server_that_was_caught_is_a_500(self, stored: Any) -> None:
         class Catching(App):

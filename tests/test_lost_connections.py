@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from models import Item
 from wire import FailPoint, Wire, names, open_transactions
 
 from beanie_session_scope import transaction_attempts, with_session
+from beanie_session_scope.drivers import DRIVER
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -47,6 +49,29 @@ class TestALostAbort:
 
         assert sent(seen)[-4:] == ["killSessions"] * 4
         assert open_transactions(server_uri) == 0
+
+    async def test_that_is_followed_up_in_the_background_leaves_later_transactions_alone(
+        self, client: Any, fail_point: FailPoint, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "beanie_session_scope")
+        session = await DRIVER.start_session(client)
+        with fail_point("abortTransaction", "killSessions", times=20, close_connection=True):
+            with pytest.raises(KeyError):
+                async for attempt in transaction_attempts(
+                    collections=[Item], session=session, cleanup_timeout=1.75
+                ):
+                    async with attempt:
+                        await Item().insert()
+                        raise KeyError
+            while session.in_transaction:
+                await asyncio.sleep(0.001)
+            await DRIVER.start_transaction(session)
+            while "background.done" not in [getattr(each, "event", "") for each in caplog.records]:
+                await asyncio.sleep(0.01)
+
+        assert session.in_transaction
+        await session.abort_transaction()
+        await session.end_session()
 
 
 class TestALostConnection:

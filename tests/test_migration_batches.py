@@ -24,6 +24,7 @@ from migration_models import (
     Careful,
     Cat,
     Dog,
+    Fleet,
     Lorry,
     NewBike,
     NotInitialised,
@@ -31,6 +32,7 @@ from migration_models import (
     PlainBike,
     Ride,
     Strict,
+    Van,
     Vehicle,
 )
 from pymongo import MongoClient
@@ -502,6 +504,14 @@ class TestBeanie:
         assert dog.friend is not None
         assert dog.friend.ref.id == cat.id
 
+    async def test_a_member_of_a_union_without_the_mixin_is_refused(self, database: Any) -> None:
+        await Van().insert()
+
+        with pytest.raises(ModelNotScopedError, match="Van"):
+            await migrate_in_batches(Fleet, add_one, name=NAME)
+
+        assert [van.n async for van in Van.find_all()] == [0]
+
     async def test_a_change_of_everything_that_a_parent_finds_leaves_out_its_children(
         self, database: Any
     ) -> None:
@@ -636,7 +646,7 @@ class TestName:
 
         assert await counts(bikes) == [1] * 3
         assert (summary.complete, summary.resumed, summary.documents) == (True, True, 0)
-        assert str(summary) == f"Migration {NAME!r} was complete before: nothing was done"
+        assert str(summary) == f"Migration {NAME!r} had nothing left to do"
         assert not {"update", "findAndModify", "commitTransaction"} & {*names(seen)}
 
     @pytest.mark.parametrize(

@@ -416,6 +416,29 @@ class TestAnObserver:
 
         assert recorder.told == []
 
+    async def test_that_fails_a_test_leaves_no_scope_open(self, client: Any) -> None:
+        class Strict(ScopeObserver):
+            def scope_entered(self, scope: SessionScope) -> None:
+                pytest.fail("too many scopes")  # no Exception
+
+        stop = observe(Strict())
+        try:
+            async with scope_of(client):
+                await Item().insert()
+        finally:
+            stop()
+
+        assert current_scope() is None
+
+    def test_is_told_once(self) -> None:
+        recorder = Recorder()
+        stop = observe(recorder)
+        try:
+            with pytest.raises(ValueError, match="told already"):
+                observe(recorder)
+        finally:
+            stop()
+
     def test_must_be_one(self) -> None:
         with pytest.raises(TypeError, match="derive the class from ScopeObserver"):
             observe(Recorder)  # type: ignore[arg-type]

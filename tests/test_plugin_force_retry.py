@@ -114,6 +114,26 @@ class TestForms:
 
 
 class TestFirstAttempt:
+    def test_it_fails_after_an_abort_in_it_too(self, runs: Runs) -> None:
+        runs(
+            """
+            @TEST
+            async def test_it(client):
+                calls = []
+
+                async def sell():
+                    calls.append(1)
+                    await Bike().insert()
+                    await current_scope().abort()
+                    await Bike().insert()
+
+                await run_in_transaction(sell, collections=[Bike])
+                assert calls == [1, 1]
+                assert await Bike.count() == 1
+            """,
+            OPTION,
+        ).assert_outcomes(passed=1)
+
     def test_it_is_rolled_back_on_the_server(self, runs: Runs) -> None:
         runs(
             """

@@ -70,6 +70,7 @@ class Exchange:
         self._cancelled_before = 0
         # None: the scope is open. Not set: it is being left.
         self._left: asyncio.Event | None = None
+        self._leaving = False
         # What send() raises from now on, and the answer that is still due.
         self._error: BaseException | None = None
         self._problem: Problem | None = None
@@ -191,13 +192,14 @@ class Exchange:
                 await self._abort(Rollback())
         except BaseException as error:
             # Cancelled, as a rule: what had begun was waited for, and the state tells its outcome.
-            if self._scope.state is ScopeState.OPEN:
+            if not self._leaving:
                 await self._abort(error)
             # Should the application go on and answer once more, that must be no success.
             if self._scope.state is not ScopeState.COMMITTED:
                 self._problem = self._problem_after(error)
                 self._error = UnexpectedRollbackError(
-                    "The end of this request's transaction was cancelled: it is not committed."
+                    "The end of this request's transaction was cancelled, so its response may "
+                    "not be true."
                 )
             raise
 
@@ -215,6 +217,7 @@ class Exchange:
         return commit
 
     async def _commit(self) -> None:
+        self._leaving = True
         try:
             rolled_back = await self._scope.__aexit__(None, None, None)
         except HookError as error:
@@ -234,6 +237,7 @@ class Exchange:
                 )
 
     async def _abort(self, error: BaseException) -> None:
+        self._leaving = True
         try:
             await self._scope.__aexit__(type(error), error, error.__traceback__)
         except HookError as failed:
@@ -241,8 +245,14 @@ class Exchange:
 
     def _problem_after(self, error: BaseException) -> Problem:
         """Return what the client may know of a failed commit."""
-        undecided = self._scope.state in (ScopeState.UNKNOWN, ScopeState.COMMITTING)
-        if undecided or isinstance(error, CommitUnknownError):
+        # OPEN: its end has gone to the background before it could begin.
+        undecided = self._scope.state in (
+            ScopeState.OPEN,
+            ScopeState.COMMITTING,
+            ScopeState.UNKNOWN,
+        )
+        # What commit() in the endpoint has stored stays, and must not be done once more.
+        if undecided or self._scope.has_committed or isinstance(error, CommitUnknownError):
             return UNKNOWN
         has_label: Callable[[str], bool] | None = getattr(error, "has_error_label", None)
         if has_label is None or not has_label("TransientTransactionError"):

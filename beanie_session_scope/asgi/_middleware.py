@@ -15,6 +15,7 @@ from beanie_session_scope import (
     ScopeClosedError,
     SessionScope,
     SessionScopeMixin,
+    current_scope,
     transactional,
     with_session,
 )
@@ -146,6 +147,8 @@ class SessionScopeMiddleware:
         try:
             await scope.__aenter__()
         except PropagationError:
+            if current_scope() is None and not _bound_by_hand(scope.client, None):
+                raise  # no scope is open here: an observer refuses this one
             return None
         return scope
 

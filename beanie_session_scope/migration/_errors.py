@@ -32,4 +32,4 @@ class InvalidDocumentError(MigrationError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let it be pickled, as for another process."""
-        return type(self), (*self.args, self.document)
+        return type(self), (*self.args, self.document), self.__dict__

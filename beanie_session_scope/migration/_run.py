@@ -32,6 +32,9 @@ D = TypeVar("D", bound=Document)
 FIGURES = ("changed", "unchanged", "skipped", "invalid", "batches", "retries", "seconds")
 """What the log has of the summary."""
 
+MOST_IDS = 50_000
+"""How many documents a batch has at most: their ids go into one command."""
+
 LONGEST_TRY = 120.0
 """How long a batch is tried again at least, in seconds; what MongoDB's specification says."""
 
@@ -93,8 +96,9 @@ async def migrate_in_batches(
         MigrationError: If ``change`` did what does not go with this.
         CommitUnknownError: If the outcome of a batch can't be known; started again, the
             migration finds it out.
-        Exception: What ``change`` raised. Whatever is raised, the batch that was under way is
-            rolled back, and those before stay.
+        HookError: If an ``on_commit`` hook failed: its batch *is* committed, and not run again.
+        Exception: What ``change`` raised. But for the two above, the batch that was under way
+            is rolled back; those before stay.
     """
     _check_arguments(change, name, batch_size, write, on_invalid)
     migration = Migration(
@@ -203,7 +207,8 @@ class Migration:
 
     async def _is_at_the_end(self) -> bool:
         """Run the next batch; tell whether there was none."""
-        ids = await self._selection.ids(self._state.position, self._pace.size)
+        most = min(self._pace.size, MOST_IDS)
+        ids = await self._selection.ids(self._state.position, most)
         if ids:
             tally = await self._batch(ids)
             if tally is not None:

@@ -74,7 +74,7 @@ class BatchSummary:
     def __str__(self) -> str:
         """Write it in one line; nothing of a document is in it."""
         if self.complete and self.resumed and not self.batches:
-            return f"Migration {self.name!r} was complete before: nothing was done"
+            return f"Migration {self.name!r} had nothing left to do"
         return (
             f"Migration {self.name!r} {'is complete' if self.complete else 'has stopped'}"
             f"{' (dry run: nothing was stored)' if self.dry_run else ''}: "

@@ -14,7 +14,7 @@ from beanie import BulkWriter, Document
 from beanie.odm.utils.parsing import parse_obj
 from pydantic import ValidationError
 
-from beanie_session_scope import SessionScopeMixin, collection_of
+from beanie_session_scope import ModelNotScopedError, SessionScopeMixin, collection_of
 
 from ._errors import InvalidDocumentError, MigrationError
 from ._pace import MOST_BYTES
@@ -146,6 +146,12 @@ class Changer:
 
     async def _changed(self, document: Any) -> Any:
         """Return the document to write, or ``None``."""
+        if not issubclass(type(document), SessionScopeMixin):  # of a class of a union
+            name = type(document).__name__
+            raise ModelNotScopedError(
+                f"{name} has no SessionScopeMixin, so its documents can't be changed in the "
+                f"transaction of a batch: declare it as class {name}(SessionScopeMixin, Document)."
+            )
         result: Any = self._change(document)
         if inspect.isawaitable(result):
             result = await result

@@ -76,11 +76,11 @@ class ForceRetry(ScopeObserver):
                     "was rolled back, and run again.",
                 )
 
-    def scope_entered(self, scope: SessionScope) -> None:
-        """Let a first attempt fail.
+    def transaction_started(self, scope: SessionScope) -> None:
+        """Let a first attempt fail; also after an ``abort()`` in it, which drops the hooks.
 
         Args:
-            scope: The scope that was entered (SessionScope).
+            scope: The scope whose transaction begins (SessionScope).
         """
         spared = self._item is not None and self._item.get_closest_marker(MARKER) is not None
         if not spared and isinstance(scope, TransactionAttempt) and scope.number == 1:
