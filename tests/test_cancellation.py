@@ -20,11 +20,13 @@ from stepping import Stepping, run
 from wire import APP_NAME, DATABASE, ENDS, FailPoint, Wire, open_transactions
 
 from beanie_session_scope import (
+    Rollback,
     ScopeState,
     current_scope,
     on_abort,
     on_commit,
     run_in_transaction,
+    transaction_attempts,
     with_session,
 )
 from beanie_session_scope.drivers import DRIVER
@@ -399,6 +401,48 @@ class TestAServerThatDoesNotAnswer:
         assert scope.session.has_ended
         assert await database["item"].count_documents({}) == 1
         assert events(caplog) == ["background", "background.done"]
+
+    async def test_lets_a_rollback_be_quiet_before_its_abort_could_begin(
+        self, client: Any, server_uri: str, fail_point: FailPoint
+    ) -> None:
+        with fail_point("insert", block_ms=500, times=1):
+            async with with_session(client=client, collections=[Item], cleanup_timeout=0.05):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(Item().insert(), 0.05)
+                raise Rollback
+            await asyncio.wait(_background)
+        assert open_transactions(server_uri) == 0
+
+    async def test_drops_the_hooks_of_an_attempt_that_was_run_again_meanwhile(
+        self, client: Any, fail_point: FailPoint
+    ) -> None:
+        aborted: list[int] = []
+        with fail_point("abortTransaction", block_ms=500, times=1):
+            async for attempt in transaction_attempts(
+                client, [Item], timeout=0.4, cleanup_timeout=0.05
+            ):
+                async with attempt:
+                    on_abort(lambda number=attempt.number: aborted.append(number))  # type: ignore[misc]
+                    if attempt.number == 1:
+                        await Item.find_one()
+                        raise TRANSIENT
+            await asyncio.wait(_background)
+        assert aborted == []
+
+    async def test_is_no_time_for_another_attempt_on_the_same_session(
+        self, client: Any, fail_point: FailPoint
+    ) -> None:
+        session = await DRIVER.start_session(client)
+        with fail_point("abortTransaction", block_ms=500, times=1):
+            with pytest.raises(OperationFailure, match="try again"):
+                async for attempt in transaction_attempts(
+                    collections=[Item], session=session, cleanup_timeout=0.05
+                ):
+                    async with attempt:
+                        await Item.find_one()
+                        raise TRANSIENT
+            await asyncio.wait(_background)
+        await session.end_session()
 
     async def test_leaves_documents_alone_that_are_in_use_again(
         self, client: Any, fail_point: FailPoint
