@@ -110,24 +110,24 @@ class TestConcurrentOperationsInOneTransaction:
         assert whole == TRANSACTIONS
 
     @pytest.mark.parametrize("kind", ["ten concurrent first inserts", "a TaskGroup"])
-    async def test_commit_whole_when_the_first_is_slow(
-        self, client: Any, database: Any, fail_point: FailPoint, kind: str
+    async def test_commit_whole_beside_a_slow_first_read(
+        self, client: Any, database: Any, wire: Wire, fail_point: FailPoint, kind: str
     ) -> None:
-        with fail_point("insert", block_ms=100, times=1):
+        with fail_point("find", block_ms=100, times=1):
             async with with_session(client=client, collections=[Item]):
-                await KINDS[kind][0]()
+                await beside_a_first_read(wire, KINDS[kind][0])
         assert await database["item"].count_documents({}) == 10
 
     @pytest.mark.parametrize("kind", ["ten concurrent first inserts", "a TaskGroup"])
     async def test_fail_without_the_lock(
-        self, client: Any, database: Any, fail_point: FailPoint, kind: str
+        self, client: Any, database: Any, wire: Wire, fail_point: FailPoint, kind: str
     ) -> None:
         """The same again, and the lock is what makes the difference."""
-        with fail_point("insert", block_ms=100, times=1):
+        with fail_point("find", block_ms=1000, times=1):
             with pytest.raises(Exception) as caught:  # or the group of a TaskGroup
                 async with with_session(client=client, collections=[Item]):
                     without_lock()
-                    await KINDS[kind][0]()
+                    await beside_a_first_read(wire, KINDS[kind][0])
         assert any(isinstance(each, PyMongoError) for each in flat(caught.value))
         await database["item"].delete_many({})
 
@@ -141,6 +141,18 @@ class TestConcurrentOperationsInOneTransaction:
             )
             Linked.clear_session(token)
         assert (await Item.count(), await Linked.count()) == (20, 10)
+
+
+async def beside_a_first_read(wire: Wire, work: Callable[[], Awaitable[None]]) -> None:
+    """Begin the work when the read that starts the transaction is under way."""
+    loop, under_way = asyncio.get_running_loop(), asyncio.Event()
+    wire.on_start = lambda: loop.call_soon_threadsafe(under_way.set)
+    reading = asyncio.ensure_future(Item.find_one())
+    await under_way.wait()
+    outcomes = await asyncio.gather(reading, work(), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def without_lock() -> None:
