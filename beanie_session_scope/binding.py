@@ -165,9 +165,14 @@ class Block:
 
 def put_outside(variables: tuple[Variable, ...]) -> bool:
     """Tell whether a class was put outside any scope on purpose."""
-    bindings = (in_force(variable.get()) for variable in variables)
-    nearest = next((binding for binding in bindings if binding is not None), None)
-    return nearest is not None and nearest.channel is None
+    for variable in variables:
+        binding = variable.get()
+        # One made by hand holds, as for resolve(), also where another task has cleared it.
+        if binding is not None and binding.block is not None:
+            binding = in_force(binding)
+        if binding is not None:
+            return binding.channel is None
+    return False
 
 
 def current_task() -> asyncio.Task[object] | None:

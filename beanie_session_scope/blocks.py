@@ -13,7 +13,7 @@ from .errors import PropagationError
 from .hooks import Hook, check_hook, run_now
 from .mixin import SessionScopeMixin, check_session, models
 from .options import Propagation, ScopeOptions
-from .plan import Models, check_models, plan
+from .plan import Models, check_model, check_models, plan
 from .scope import SessionScope
 from .waiting import BOUND
 
@@ -159,8 +159,7 @@ def current_scope(model: type[SessionScopeMixin] | None = None) -> SessionScope 
     if model is None:
         channel = innermost()
     else:
-        (model,) = check_models([model])
-        channel = resolve(model._scope_variables)
+        channel = resolve(check_model(model)._scope_variables)
     return None if channel is None else channel.scope
 
 
@@ -178,8 +177,7 @@ def is_outside(model: type[SessionScopeMixin]) -> bool:
     Raises:
         ModelNotScopedError: If ``model`` is no class with the mixin.
     """
-    (model,) = check_models([model])
-    return put_outside(model._scope_variables)
+    return put_outside(check_model(model)._scope_variables)
 
 
 def on_commit(hook: Hook) -> Awaitable[None]:

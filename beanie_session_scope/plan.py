@@ -51,19 +51,26 @@ def check_models(collections: Models) -> list[Model]:
             f"collections must be an iterable of classes, and is {_describe(collections)}: "
             "write collections=[Bike]."
         )
-    named = list(collections)
-    for model in named:
-        if not isinstance(model, type):
-            raise ModelNotScopedError(
-                f"collections must hold classes, and holds {_describe(model)}: name the class "
-                "itself, as in collections=[Bike]."
-            )
-        if not issubclass(model, SessionScopeMixin):
-            raise ModelNotScopedError(
-                f"{model.__name__} has no SessionScopeMixin, so it can't be bound to a session: "
-                f"declare it as class {model.__name__}(SessionScopeMixin, Document)."
-            )
-    return named
+    return [check_model(model) for model in collections]
+
+
+def check_model(model: object) -> Model:
+    """Return a class with the mixin.
+
+    Raises:
+        ModelNotScopedError: If it is none.
+    """
+    if not isinstance(model, type):
+        raise ModelNotScopedError(
+            f"A class is needed here, and {_describe(model)} was given: name the class itself, "
+            "such as Bike."
+        )
+    if not issubclass(model, SessionScopeMixin):
+        raise ModelNotScopedError(
+            f"{model.__name__} has no SessionScopeMixin, so it can't be bound to a session: "
+            f"declare it as class {model.__name__}(SessionScopeMixin, Document)."
+        )
+    return model
 
 
 def collection_of(model: type[SessionScopeMixin]) -> Any:
@@ -82,8 +89,7 @@ def collection_of(model: type[SessionScopeMixin]) -> Any:
         ModelNotScopedError: If ``model`` is no class with the mixin.
         ModelNotInitializedError: If ``init_beanie`` has not initialised it.
     """
-    (model,) = check_models([model])
-    if plain_collection(model) is None:
+    if plain_collection(check_model(model)) is None:
         raise _not_initialized(model)
     return getattr(model, GETTER)()
 

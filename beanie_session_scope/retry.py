@@ -80,14 +80,14 @@ class TransactionAttempt(SessionScope):
         self.number = number
         self.attempts = attempts
         self._decided: tuple[BaseException, float | None] | None = None
-        self._wait: float | None = None
 
     async def _wait_for_next(self) -> None:
         """Wait until another attempt is due; if that is not to be, this one was the last."""
         try:
-            await asyncio.sleep(self._wait or 0)
+            await asyncio.sleep(self._retry_in or 0)
         except BaseException as error:
-            self._tell_left(error, None)
+            self._retry_in = None
+            self._tell_left(error)
             await self._run_abort_hooks()
             raise
 
@@ -100,7 +100,7 @@ class TransactionAttempt(SessionScope):
 
     def _will_retry(self, error: BaseException) -> bool:
         if self._state is ScopeState.ENDED:  # it was decided when the block was left
-            return self._wait is not None
+            return self._retry_in is not None
         return self._wait_after(error) is not None
 
     def _wait_after(self, error: BaseException) -> float | None:
@@ -125,7 +125,7 @@ class TransactionAttempt(SessionScope):
         others = [c.failure for c in enclosing(past_outside=True) if c.failure not in (None, own)]
         return is_transient(error, own, [*transaction.foreign, *filter(None, others)])
 
-    async def _exit(self, exc: BaseException | None) -> bool:
+    async def _leave(self, exc: BaseException | None) -> bool:
         """Leave the scope, and swallow the error after which another attempt is due.
 
         Raises:
@@ -133,51 +133,56 @@ class TransactionAttempt(SessionScope):
             BaseException: What ``SessionScope`` raises.
         """
         try:
-            quiet = await super()._exit(exc)
+            quiet = await super()._leave(exc)
         except BaseException as error:
             decided = self._decided
-            if self._is_over(error):
-                if decided is not None and decided[0] is not error and decided[1] is not None:
-                    # Cancelled meanwhile: the hooks were kept back for the next attempt.
-                    await self._run_abort_hooks()
-                raise
+            if self._is_due_again(error):
+                return True
+            if decided is not None and decided[0] is not error and decided[1] is not None:
+                # Cancelled meanwhile: the hooks were kept back for the next attempt.
+                await self._run_abort_hooks()
+            self._check_time(error)
+            raise
+        if quiet or exc is None:
+            return quiet
+        if self._is_due_again(exc):
             return True
-        return quiet or (exc is not None and not self._is_over(exc))
+        self._check_time(exc)
+        return False
 
-    def _left(self, error: BaseException | None) -> None:
-        if self._wait is None:  # else it was told when that was decided
-            super()._left(error)
-
-    def _is_over(self, error: BaseException) -> bool:
-        """Tell whether an error is the last one."""
-        wait = self._wait = self._wait_after(error)
-        if wait is not None:
-            self._decided = None  # the error need not be kept
-            name = nameof(error)
-            log(
-                logging.INFO,
-                "retry",
-                "Attempt %d of a transaction failed (%s): the next one is due in %.3f s",
-                self.number,
-                name,
-                wait,
-                attempt=self.number,
-                error=name,
-                label=TRANSIENT,
-                wait=wait,
-            )
-            self._tell_left(error, wait)
+    def _is_due_again(self, error: BaseException) -> bool:
+        """Decide whether another attempt follows, and say so."""
+        wait = self._retry_in = self._wait_after(error)
+        if wait is None:
             return False
-        if self._may_help(error):
-            late = TransactionTimeoutError(
-                f"The transaction was tried {self.number} times, and its time "
-                f"(timeout={self.options.timeout:g} s) is up: {nameof(error)} was the last "
-                "error. Nothing of it was stored. Look for what writes the same documents."
-            )
-            late.__cause__ = error
-            tell_enclosing(late)
-            raise late
+        self._decided = None  # the error need not be kept
+        name = nameof(error)
+        log(
+            logging.INFO,
+            "retry",
+            "Attempt %d of a transaction failed (%s): the next one is due in %.3f s",
+            self.number,
+            name,
+            wait,
+            attempt=self.number,
+            error=name,
+            label=TRANSIENT,
+            wait=wait,
+        )
+        self._tell_left(error)
         return True
+
+    def _check_time(self, error: BaseException) -> None:
+        """Raise where only the time was missing for another attempt."""
+        if not self._may_help(error):
+            return
+        late = TransactionTimeoutError(
+            f"The transaction was tried {self.number} times, and its time "
+            f"(timeout={self.options.timeout:g} s) is up: {nameof(error)} was the last "
+            "error. Nothing of it was stored. Look for what writes the same documents."
+        )
+        tell_enclosing(late)
+        raise late from error
 
 
 class TransactionAttempts:
@@ -236,7 +241,7 @@ class TransactionAttempts:
                     "An attempt was not entered, so nothing was tried: write "
                     "'async with attempt:' in the loop over transaction_attempts()."
                 )
-            if last._wait is None:
+            if last._retry_in is None:
                 raise StopAsyncIteration
             await last._wait_for_next()
             number = last.number + 1

@@ -24,7 +24,7 @@ from .memory import Journal, check_documents, read_again
 from .observers import OBSERVERS, tell
 from .options import ScopeOptions
 from .outcome import is_rollback, is_transient
-from .state import OUTCOMES, ScopeState
+from .state import OUTCOMES, ScopeState, check_move
 from .transaction import Transaction
 from .waiting import settle
 
@@ -54,6 +54,8 @@ class SessionScope:
         self._transaction: Transaction | None = None
         self._joined = False
         self._state = ScopeState.NEW
+        # When the block is run again, in seconds; for the forms that do so.
+        self._retry_in: float | None = None
 
     def __await__(self) -> Generator[Any, None, SessionScope]:
         """Return the scope itself, still to be entered."""
@@ -267,7 +269,7 @@ class SessionScope:
         if channel is None:
             for observer in tuple(OBSERVERS):
                 observer.scope_entering(self)
-        self._state = ScopeState.OPEN
+        self._state = check_move(self._state, ScopeState.OPEN)
         if channel is None:
             channel = await self._open()
         else:
@@ -327,7 +329,7 @@ class SessionScope:
             if options.transaction:
                 await DRIVER.start_transaction(session, **options.transaction_options())
         except BaseException:
-            self._state = ScopeState.ENDED
+            self._state = check_move(self._state, ScopeState.ENDED)
             if session is not None and self._given is None:
                 await DRIVER.end_session(session)
             raise
@@ -365,36 +367,34 @@ class SessionScope:
             raise ScopeReusedError("This scope is not open, so it can't be left.")
         left_by = exc
         try:
-            return await self._exit(exc)
+            return await self._leave(exc)
         except BaseException as error:
             left_by = error
             raise
         finally:
-            self._left(left_by)
+            if self._retry_in is None:  # else that was told when it was decided
+                self._tell_left(left_by)
 
-    async def _exit(self, exc: BaseException | None) -> bool:
+    async def _leave(self, exc: BaseException | None) -> bool:
         quiet = False
         try:
             if self._joined:
                 self._leave_joined(exc)
             else:
-                quiet = await self._leave(exc)
+                quiet = await self._leave_owned(exc)
         except BaseException as error:
             exc = error
             raise
         finally:
-            self._state = ScopeState.ENDED
+            self._state = check_move(self._state, ScopeState.ENDED)
             self._block.leave()
             if exc is not None and not self._joined:
                 tell_enclosing(exc)
         return quiet
 
-    def _left(self, error: BaseException | None) -> None:
-        self._tell_left(error, None)
-
-    def _tell_left(self, error: BaseException | None, retry_in: float | None) -> None:
+    def _tell_left(self, error: BaseException | None) -> None:
         if OBSERVERS and not self._joined:
-            tell(lambda observer: observer.scope_left(self, error, retry_in))
+            tell(lambda observer: observer.scope_left(self, error, self._retry_in))
 
     def _leave_joined(self, exc: BaseException | None) -> None:
         transaction = self._transaction
@@ -406,7 +406,7 @@ class SessionScope:
                     f"a block that had joined it failed: {type(exc).__name__}"
                 )
 
-    async def _leave(self, exc: BaseException | None) -> bool:
+    async def _leave_owned(self, exc: BaseException | None) -> bool:
         transaction = self._transaction
         assert transaction is not None
         veto = None

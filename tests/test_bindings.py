@@ -553,6 +553,22 @@ class TestOutsideSession:
                 assert not is_outside(Item)
             assert not is_outside(Leaf)
 
+    async def test_ends_where_a_session_is_bound_by_hand(self, session: Any) -> None:
+        """Also for a task that inherited that, when its parent has cleared it again."""
+        go_on = asyncio.Event()
+
+        async def child() -> tuple[Any, bool]:
+            await go_on.wait()
+            return Item.get_session(), is_outside(Item)
+
+        with outside_session(Item):
+            token = Item.set_session(session)
+            task = asyncio.ensure_future(child())
+            Item.clear_session(token)
+            assert is_outside(Item)
+            go_on.set()
+            assert await task == (session, False)
+
     async def test_holds_in_tasks_created_there(self, client: Any, database: Any) -> None:
         async with with_session(client=client, collections=[Item]):
             with outside_session(Item):

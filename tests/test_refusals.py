@@ -101,8 +101,8 @@ class TestCollections:
             (Item, r"is Item: write collections=\[Bike\]"),
             ("Item", "is a str object"),
             (7, "is a int object"),
-            ([7], "holds a int object"),
-            (["Item"], "holds a str object"),
+            ([7], "a int object was given"),
+            (["Item"], "a str object was given"),
         ],
     )
     async def test_that_are_no_classes(
@@ -114,7 +114,7 @@ class TestCollections:
         self, client: Any, wire: Wire
     ) -> None:
         item = Item(name="secret")
-        with pytest.raises(ModelNotScopedError, match="holds a Item object") as caught:
+        with pytest.raises(ModelNotScopedError, match="a Item object was given") as caught:
             async with with_session(client=client, collections=[item]):  # type: ignore[list-item]
                 pass
         assert "secret" not in str(caught.value)
