@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from beanie import Document, init_beanie
+from clients import empty
 from wire import DATABASE
 
 from beanie_session_scope import SessionScopeMixin
@@ -28,8 +29,5 @@ async def prepare(client: Any) -> Any:
     """Initialise the classes on a client, their collection empty; return that collection."""
     database = client[DATABASE]
     await init_beanie(database=database, document_models=[Order])
-    if COLLECTION in await database.list_collection_names():
-        await database[COLLECTION].delete_many({})
-    else:
-        await database.create_collection(COLLECTION)
+    await empty(database, COLLECTION)
     return database[COLLECTION]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -10,7 +9,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from beanie import init_beanie
+from clients import close, empty, kill_sessions
+from hook_calls import Calls
 from models import COLLECTIONS, MODELS
+from nesting_models import two_clients
+from nesting_scopes import Pair
+from plugin_runs import Runs, fresh_runs
 from wire import APP_NAME, DATABASE, FailPoint, Wire, fail_point_of
 
 from beanie_session_scope.drivers import DRIVER
@@ -58,23 +62,43 @@ async def client(server_uri: str, wire: Wire) -> AsyncIterator[Any]:
     """A client of the installed driver, its classes initialised and their data gone."""
     client = DRIVER.client_class(server_uri, event_listeners=[wire], appname=APP_NAME)
     await init_beanie(database=client[DATABASE], document_models=MODELS)
-    existing = await client[DATABASE].list_collection_names()
-    for name in COLLECTIONS:
-        if name in existing:
-            await client[DATABASE][name].delete_many({})
-        else:
-            # Two transactions that both create the collection would conflict.
-            await client[DATABASE].create_collection(name)
+    await empty(client[DATABASE], *COLLECTIONS)
     yield client
-    if sessions := wire.sessions():
-        # A fail point that answered a commit has left its transaction open on the server.
-        await client.admin.command("killSessions", sessions)
-    closing = client.close()
-    if inspect.isawaitable(closing):
-        await closing
+    await kill_sessions(client, wire)
+    await close(client)
+
+
+@pytest_asyncio.fixture
+async def other_client(server_uri: str) -> AsyncIterator[Any]:
+    """Another client of the same server, on which no class is initialised."""
+    client = DRIVER.client_class(server_uri, appname=APP_NAME)
+    yield client
+    await close(client)
 
 
 @pytest.fixture
 def database(client: Any) -> Any:
     """The driver's own database: what it reads is what the server holds."""
     return client[DATABASE]
+
+
+@pytest.fixture
+def calls() -> Calls:
+    """Hooks that note that they were called."""
+    return Calls()
+
+
+@pytest.fixture
+def runs(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, server_uri: str
+) -> Iterator[Runs]:
+    """Test runs inside the test, with the plugin, that begin with an empty database."""
+    with fresh_runs(pytester, monkeypatch, server_uri) as runs:
+        yield runs
+
+
+@pytest_asyncio.fixture
+async def pair(server_uri: str) -> AsyncIterator[Pair]:
+    """Two clients, and the scopes of the tests about nesting on each."""
+    async with two_clients(server_uri) as clients:
+        yield Pair(*clients)

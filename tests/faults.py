@@ -14,6 +14,7 @@ from enum import Enum, auto
 from itertools import count
 from typing import Any
 
+from labels import TRANSIENT, UNKNOWN
 from pymongo import MongoClient
 from pymongo.errors import (
     AutoReconnect,
@@ -25,7 +26,6 @@ from pymongo.errors import (
 from wire import APP_NAME, DATABASE
 
 COMMIT, ABORT = "commitTransaction", "abortTransaction"
-TRANSIENT, UNKNOWN = "TransientTransactionError", "UnknownTransactionCommitResult"
 
 SOCKET_TIMEOUT_MS = 200
 BLOCK_MS = 350  # well past the timeout, so that the answer can't be in time

@@ -26,9 +26,10 @@ from beanie import (
     before_event,
     init_beanie,
 )
+from clients import empty
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from beanie_session_scope import SessionScopeMixin
+from beanie_session_scope import SessionScopeMixin, with_session
 
 
 class Neither(SessionScopeMixin, Document):
@@ -246,13 +247,12 @@ MODELS: list[Any] = [
 async def initialise(database: Any) -> None:
     """Initialise the classes on the test's client, and empty their collections."""
     await init_beanie(database=database, document_models=MODELS)
-    existing = await database.list_collection_names()
-    for model in MODELS:
-        name = model.get_collection_name()
-        if name in existing:
-            await database[name].delete_many({})
-        else:
-            await database.create_collection(name)
+    await empty(database, *(model.get_collection_name() for model in MODELS))
+
+
+def scope_of(client: Any, **options: Any) -> Any:
+    """Return a scope with all the classes in it."""
+    return with_session(client=client, collections=MODELS, **options)
 
 
 def look(document: Document) -> dict[str, Any]:

@@ -4,12 +4,15 @@
 ``Leaf`` is bound through its parent or its sibling, ``Linked`` through a link.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, List, Optional  # noqa: UP035 - Beanie 1.26 evaluates these itself
 
 from beanie import BackLink, Document, DocumentWithSoftDelete, Link, UnionDoc, View
 from pydantic import Field
 
-from beanie_session_scope import SessionScopeMixin
+from beanie_session_scope import SessionScopeMixin, with_session
+from beanie_session_scope.mixin import GETTER
 
 
 class Item(SessionScopeMixin, Document):
@@ -212,3 +215,30 @@ COLLECTIONS = (
     "plain",
     "holder_of_plain",
 )
+
+
+def scope_of(client: Any, *collections: Any, **options: Any) -> Any:
+    """Return a scope with ``Item`` in it, or with the classes that are named."""
+    return with_session(client=client, collections=collections or [Item], **options)
+
+
+@contextmanager
+def moved_to(collection: Any) -> Iterator[None]:
+    """Let ``Item`` use another collection."""
+    plain = getattr(Item, GETTER)()._scope_plain
+    Item.set_collection(collection)
+    try:
+        yield
+    finally:
+        Item.set_collection(plain)
+
+
+async def stored_n(database: Any, document: Any) -> Any:
+    """Return the field ``n`` of a document, as the server has it; ``None`` where it has none."""
+    found = await database[document.get_settings().name].find_one({"_id": document.id})
+    return None if found is None else found["n"]
+
+
+async def stored(database: Any) -> list[str]:
+    """Return the names of the items that the server holds."""
+    return [each["name"] for each in await database["item"].find().sort("name", 1).to_list(None)]

@@ -186,14 +186,14 @@ MUTANTS = [
         "scope.py",
         "            channel.scope._transaction.foreign.append(error)",
         "            pass",
-        "tests/test_retry.py",
+        "tests/test_retry_outcomes.py",
     ),
     Mutant(
         "the end of retrying a transaction that expired",
         "outcome.py",
         "isinstance(each, (CommitUnknownError, TransactionExpiredError))",
         "isinstance(each, CommitUnknownError)",
-        "tests/test_retry.py",
+        "tests/test_retry_outcomes.py",
     ),
     Mutant(
         "the retry of a commit of unknown outcome",

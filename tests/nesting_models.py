@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from beanie import Document, init_beanie
+from clients import close, empty
 from wire import APP_NAME, DATABASE
 
 from beanie_session_scope import SessionScopeMixin
@@ -54,14 +54,7 @@ async def initialise(client: Any, *models: Any) -> None:
     """Initialise classes on a client, and empty their collections."""
     database = database_of(client)
     await init_beanie(database=database, document_models=list(models))
-    existing = await database.list_collection_names()
-    for model in models:
-        name = model.Settings.name
-        if name in existing:
-            await database[name].delete_many({})
-        else:
-            # Two transactions that both create the collection would conflict.
-            await database.create_collection(name)
+    await empty(database, *(model.Settings.name for model in models))
 
 
 @asynccontextmanager
@@ -77,6 +70,4 @@ async def two_clients(uri: str) -> AsyncIterator[tuple[Any, Any]]:
             # A scope that names neither client nor classes binds what is initialised.
             model._document_settings = None
         for client in clients:
-            closing = client.close()
-            if inspect.isawaitable(closing):
-                await closing
+            await close(client)

@@ -22,6 +22,7 @@ FLAVOURS = {
     "asyncio-strict": ("pytest_asyncio.fixture", "@pytest.mark.asyncio", ""),
     "anyio": ("pytest.fixture", "@pytest.mark.anyio", ""),
 }
+every_flavour = pytest.mark.parametrize("flavour", FLAVOURS)
 
 SETTINGS = f"""
 [pytest]
@@ -33,11 +34,10 @@ filterwarnings = error
 """
 
 CONFTEST = """
-import inspect
-
 import pytest
 import pytest_asyncio
 from beanie import init_beanie
+from clients import close
 from plugin_models import DATABASE, MODELS, Bike
 from beanie_session_scope.drivers import DRIVER
 
@@ -52,9 +52,7 @@ async def client(mongo_replica_set):
     client = DRIVER.client_class(mongo_replica_set.uri)
     await init_beanie(database=client[DATABASE], document_models=MODELS)
     yield client
-    closing = client.close()
-    if inspect.isawaitable(closing):
-        await closing
+    await close(client)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import programs as p
 from beanie import Document
 from bson import ObjectId
+from labels import TRANSIENT
 from nesting_models import Beside, Here, There, database_of
 from programs import CLIENT_OF, DOCUMENTS, STORED, Schedule, Thread, class_of
 from pymongo.errors import PyMongoError
@@ -44,7 +45,7 @@ class Transient(PyMongoError):
 
     def __init__(self) -> None:
         super().__init__("run it again")
-        self._add_error_label("TransientTransactionError")
+        self._add_error_label(TRANSIENT)
 
 
 class World:

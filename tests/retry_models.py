@@ -3,7 +3,7 @@
 from typing import Any
 
 from beanie import Document
-from specification import TRANSIENT, labelled
+from labels import TRANSIENT, labelled
 
 from beanie_session_scope import SessionScopeMixin, transactional
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from labels import TRANSIENT, UNKNOWN, labelled
 from models import Item
 from pymongo import MongoClient
 from pymongo.client_session import TransactionOptions
@@ -35,8 +36,6 @@ from wire import APP_NAME
 from beanie_session_scope import CommitUnknownError, Rollback, TransactionAbortedError
 from beanie_session_scope.drivers import DRIVER
 
-TRANSIENT = "TransientTransactionError"
-UNKNOWN = "UnknownTransactionCommitResult"
 RETRYABLE = "RetryableWriteError"
 
 NO_LABEL: tuple[str, ...] = ()
@@ -225,10 +224,6 @@ Callback: TypeAlias = Callable[[Calls], Awaitable[Any]]
 
 class ApplicationError(Exception):
     """An error of the application."""
-
-
-def labelled(label: str) -> PyMongoError:
-    return PyMongoError("as if from the server", error_labels=[label])
 
 
 async def insert(calls: Calls) -> None:

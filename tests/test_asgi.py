@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from asgi_client import BODY, START, Connection, Message, Receive, Send, body, respond, start
 from asgi_models import Order, prepare
+from labels import TRANSIENT, UNKNOWN
 from pymongo.errors import DuplicateKeyError, OperationFailure
 from wire import FailPoint, Wire, names, open_transactions
 
@@ -29,8 +30,6 @@ from beanie_session_scope import (
 )
 from beanie_session_scope.asgi import SessionScopeMiddleware
 
-TRANSIENT = "TransientTransactionError"
-UNKNOWN = "UnknownTransactionCommitResult"
 REFUSED = 20  # no code that the driver itself sends a commit again for
 SECRET = "mongodb://user:password@host"
 
@@ -582,12 +581,7 @@ class TestFailedCommit:
     async def test_a_response_after_a_commit_that_was_cancelled_and_failed_is_not_sent(
         self, stored: Any, fail_point: FailPoint, wire: Wire
     ) -> None:
-        class TimingOut(App):
-            async def respond(self, send: Send) -> None:
-                await cancelled_while_it_ends(super().respond(send), wire)
-                await respond(send, 203)
-
-        app = TimingOut()
+        app = TimingOut(wire)
         with fail_point("commitTransaction", block_ms=300, error_code=REFUSED):
             connection = await ask(app)
 
@@ -598,13 +592,8 @@ class TestFailedCommit:
     async def test_a_response_after_an_abort_that_was_cancelled_is_not_sent(
         self, stored: Any, fail_point: FailPoint, wire: Wire
     ) -> None:
-        class TimingOut(App):
-            async def respond(self, send: Send) -> None:
-                await cancelled_while_it_ends(super().respond(send), wire)
-                await respond(send)
-
         with fail_point("abortTransaction", block_ms=300):
-            connection = await ask(TimingOut(404))
+            connection = await ask(TimingOut(wire, 404, then=200))
 
         assert connection.problem["status"] == 500
         assert await stored.count_documents({}) == 0
@@ -612,16 +601,23 @@ class TestFailedCommit:
     async def test_a_response_after_a_commit_that_was_cancelled_and_applied_is_sent(
         self, stored: Any, fail_point: FailPoint, wire: Wire
     ) -> None:
-        class TimingOut(App):
-            async def respond(self, send: Send) -> None:
-                await cancelled_while_it_ends(super().respond(send), wire)
-                await respond(send, 203)
-
         with fail_point("commitTransaction", block_ms=300):
-            connection = await ask(TimingOut())
+            connection = await ask(TimingOut(wire))
 
         assert connection.status == 203
         assert await stored.count_documents({}) == 1
+
+
+class TimingOut(App):
+    """Begins its response, is cancelled while the transaction ends, and sends another one."""
+
+    def __init__(self, wire: Wire, status: int = 200, *, then: int = 203) -> None:
+        super().__init__(status)
+        self._wire, self._then = wire, then
+
+    async def respond(self, send: Send) -> None:
+        await cancelled_while_it_ends(super().respond(send), self._wire)
+        await respond(send, self._then)
 
 
 async def cancelled_while_it_ends(answer: Coroutine[Any, Any, None], wire: Wire) -> None:

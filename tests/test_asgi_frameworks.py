@@ -16,6 +16,7 @@ from asgi_apps import APPS, SECRET, App, done, starlette_app
 from asgi_client import Connection
 from asgi_models import Order, prepare
 from fastapi.responses import StreamingResponse
+from labels import TRANSIENT
 from pymongo.errors import OperationFailure
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -30,8 +31,6 @@ from beanie_session_scope import (
     with_session,
 )
 from beanie_session_scope.asgi import SessionScopeMiddleware
-
-TRANSIENT = "TransientTransactionError"
 
 pytestmark = pytest.mark.timeout(30)
 

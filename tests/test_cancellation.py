@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import sys
 from asyncio.runners import _cancel_all_tasks as cancel_all_tasks  # type: ignore[attr-defined]
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from beanie import init_beanie
+from clients import close
 from models import Item, Linked
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
@@ -274,11 +274,6 @@ def shut_down_in_command(uri: str, at: int, among: Collection[str] = COMMANDS) -
         waiting = asyncio.ensure_future(reached.wait())
         await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
         return program
-
-    async def close(client: Any) -> None:
-        closing = client.close()
-        if inspect.isawaitable(closing):
-            await closing
 
     client = loop.run_until_complete(connect())
     program = loop.run_until_complete(main(client))

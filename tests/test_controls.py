@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from models import Item
+from labels import UNKNOWN
+from models import Item, scope_of, stored
 from pymongo.errors import DuplicateKeyError, OperationFailure
 from wire import FailPoint, Wire, lsid, names, open_transactions, outside
 
@@ -21,22 +22,12 @@ from beanie_session_scope import (
     UnexpectedRollbackError,
     bind_session,
     transaction_attempts,
-    with_session,
 )
 from beanie_session_scope.drivers import DRIVER
 from beanie_session_scope.mixin import GETTER
 
 ENDINGS = pytest.mark.parametrize("ending", ["commit", "abort"])
-UNKNOWN = ["UnknownTransactionCommitResult"]
 COMMAND = {"commit": "commitTransaction", "abort": "abortTransaction"}
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=[Item], **options)
-
-
-async def stored(database: Any) -> list[str]:
-    return [each["name"] for each in await database["item"].find().sort("name", 1).to_list(None)]
 
 
 class TestCommitAndGoOn:
@@ -101,7 +92,7 @@ class TestCommitAndGoOn:
     async def test_of_unknown_outcome_is_tried_again(
         self, client: Any, wire: Wire, database: Any, fail_point: FailPoint
     ) -> None:
-        with fail_point("commitTransaction", error_code=64, labels=UNKNOWN, times=2):
+        with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN], times=2):
             with wire.record() as seen:
                 async with (scope := scope_of(client)):
                     await Item(name="a").insert()
@@ -266,7 +257,7 @@ class TestACommitInTheBlockOfUnknownOutcome:
         with pytest.raises(CommitUnknownError) as caught:
             async with (scope := scope_of(client, timeout=0.05)):
                 document = await Item().insert()
-                with fail_point("commitTransaction", error_code=64, labels=UNKNOWN):
+                with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN]):
                     await scope.commit()
         assert scope.state is ScopeState.UNKNOWN
         assert caught.value.documents == [document]
@@ -277,7 +268,7 @@ class TestACommitInTheBlockOfUnknownOutcome:
         with pytest.raises(CommitUnknownError):
             async with (scope := scope_of(client, timeout=0.05)):
                 await Item().insert()
-                with fail_point("commitTransaction", error_code=64, labels=UNKNOWN):
+                with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN]):
                     with pytest.raises(CommitUnknownError):
                         await scope.commit()
                 for end in (scope.commit, scope.abort):
@@ -291,7 +282,7 @@ class TestACommitInTheBlockOfUnknownOutcome:
         with pytest.raises(CommitUnknownError):
             async with (scope := scope_of(client, timeout=0.05)):
                 await Item().insert()
-                with fail_point("commitTransaction", error_code=64, labels=UNKNOWN):
+                with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN]):
                     with pytest.raises(CommitUnknownError):
                         await scope.commit()
                 with wire.record() as seen, pytest.raises(SessionScopeError) as refused:

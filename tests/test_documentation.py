@@ -30,6 +30,7 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 from beanie import Document
+from clients import close
 
 import beanie_session_scope
 from beanie_session_scope.drivers import DRIVER
@@ -110,9 +111,7 @@ async def reader(server_uri: str, page_module: ModuleType) -> AsyncIterator[dict
     await client.drop_database(database)
     # Not a set: two clients of one server are equal.
     for each in [client] if page_module.client is client else [client, page_module.client]:
-        closing = each.close()
-        if inspect.isawaitable(closing):
-            await closing
+        await close(each)
 
 
 def marked(page: Path) -> Any:

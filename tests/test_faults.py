@@ -7,7 +7,6 @@ both drivers.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -16,14 +15,13 @@ from typing import Any
 
 import pytest
 from beanie import init_beanie
+from clients import close
 from faults import (
     ABORT,
     COMMIT,
     FAULTS,
     LIMIT,
     SOCKET_TIMEOUT_MS,
-    TRANSIENT,
-    UNKNOWN,
     Case,
     Fault,
     Outcome,
@@ -32,6 +30,7 @@ from faults import (
     is_busy,
     tell,
 )
+from labels import TRANSIENT, UNKNOWN
 from models import Item
 from pymongo import MongoClient
 from pymongo.monitoring import CommandStartedEvent
@@ -198,9 +197,7 @@ class Cell:
         finally:
             if sessions := self.wire.sessions():
                 self.admin.admin.command("killSessions", sessions)
-            closing = client.close()
-            if inspect.isawaitable(closing):
-                await closing
+            await close(client)
 
     async def run(self, client: Any) -> BaseException | None:
         try:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from hook_calls import Calls
-from models import Item
+from labels import TRANSIENT
+from models import Item, scope_of, stored
 from pymongo.errors import OperationFailure
 
 from beanie_session_scope import (
@@ -25,22 +26,8 @@ from beanie_session_scope import (
     on_commit,
     outside_session,
     run_in_transaction,
-    with_session,
 )
 from beanie_session_scope.drivers import DRIVER
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=[Item], **options)
-
-
-async def stored(database: Any) -> list[str]:
-    return [each["name"] for each in await database["item"].find().sort("name", 1).to_list(None)]
-
-
-@pytest.fixture
-def calls() -> Calls:
-    return Calls()
 
 
 class TestAHookThatFails:
@@ -105,7 +92,7 @@ class TestAHookThatFails:
         self, client: Any, database: Any, calls: Calls
     ) -> None:
         transient = OperationFailure("conflict", 112)
-        transient._add_error_label("TransientTransactionError")
+        transient._add_error_label(TRANSIENT)
 
         async def work() -> None:
             on_commit(calls.hook("commit", transient))
@@ -113,7 +100,7 @@ class TestAHookThatFails:
 
         with pytest.raises(HookError) as caught:
             await run_in_transaction(work, client=client, collections=[Item])
-        assert not caught.value.has_error_label("TransientTransactionError")
+        assert not caught.value.has_error_label(TRANSIENT)
         assert calls == ["commit"]
         assert await stored(database) == ["a"]
 
@@ -121,7 +108,7 @@ class TestAHookThatFails:
         self, client: Any, database: Any, calls: Calls
     ) -> None:
         transient = OperationFailure("conflict", 112)
-        transient._add_error_label("TransientTransactionError")
+        transient._add_error_label(TRANSIENT)
 
         async def work() -> None:
             calls.append("attempt")

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from hook_calls import Calls
-from models import Item
+from labels import UNKNOWN
+from models import Item, scope_of, stored
 from pymongo.errors import OperationFailure
 from wire import FailPoint, Wire, names, open_transactions
 
@@ -23,23 +24,7 @@ from beanie_session_scope import (
     on_commit,
     run_in_transaction,
     transaction_attempts,
-    with_session,
 )
-
-UNKNOWN = ["UnknownTransactionCommitResult"]
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=[Item], **options)
-
-
-async def stored(database: Any) -> list[str]:
-    return [each["name"] for each in await database["item"].find().sort("name", 1).to_list(None)]
-
-
-@pytest.fixture
-def calls() -> Calls:
-    return Calls()
 
 
 class TestBeforeCommit:
@@ -356,7 +341,7 @@ class TestAfterTheOutcome:
     async def test_do_not_run_where_the_outcome_is_unknown_or_none_of_the_scopes(
         self, client: Any, fail_point: FailPoint, calls: Calls
     ) -> None:
-        with fail_point("commitTransaction", error_code=64, labels=UNKNOWN):
+        with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN]):
             with pytest.raises(CommitUnknownError):
                 async with (scope := scope_of(client, timeout=0.05)):
                     scope.on_commit(calls.hook("commit"))

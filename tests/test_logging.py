@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from models import Item
+from clients import close
+from labels import UNKNOWN
+from models import Item, moved_to, scope_of
 from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError, PyMongoError
 from wire import DATABASE, FailPoint, open_transactions
@@ -24,18 +25,12 @@ from beanie_session_scope import (
     TransactionAbortedError,
     TransactionTimeoutError,
     run_in_transaction,
-    with_session,
 )
 from beanie_session_scope import transaction as transaction_module
 from beanie_session_scope.drivers import DRIVER
 from beanie_session_scope.mixin import GETTER
 
 NAME = "beanie_session_scope"
-UNKNOWN = ["UnknownTransactionCommitResult"]
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=[Item], **options)
 
 
 class Log:
@@ -118,7 +113,7 @@ class TestATransaction:
     async def test_whose_outcome_is_unknown_is_a_warning(
         self, client: Any, log: Log, fail_point: FailPoint
     ) -> None:
-        with fail_point("commitTransaction", error_code=64, labels=UNKNOWN):
+        with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN]):
             with pytest.raises(CommitUnknownError):
                 async with scope_of(client, timeout=0.05):
                     await Item().insert()
@@ -198,12 +193,12 @@ class TestARetry:
     async def test_of_a_commit_is_logged(
         self, client: Any, log: Log, fail_point: FailPoint
     ) -> None:
-        with fail_point("commitTransaction", error_code=64, labels=UNKNOWN, times=2):
+        with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN], times=2):
             async with scope_of(client):
                 await Item().insert()
         first, second = (each for each in log.records if each.event == "commit.retry")
         assert (first.levelno, first.attempt, second.attempt) == (logging.INFO, 1, 2)
-        assert (first.label, first.error) == (UNKNOWN[0], "OperationFailure (code 64)")
+        assert (first.label, first.error) == (UNKNOWN, "OperationFailure (code 64)")
         assert 0 <= first.wait <= 0.0075
         assert log.events == ["begin", "commit.retry", "commit.retry", "committed"]
 
@@ -276,7 +271,7 @@ class TestWhatIsNeverWritten:
                 error = duplicate.value
                 scope.on_commit(lambda: (_ for _ in ()).throw(error))
         said.append(str(failed.value))
-        with fail_point("commitTransaction", error_code=64, labels=UNKNOWN):
+        with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN]):
             with pytest.raises(CommitUnknownError) as unknown:
                 async with scope_of(client, timeout=0.05):
                     await Item(name=secret).insert()
@@ -344,15 +339,11 @@ class TestWhatIsNeverWritten:
 async def unreachable(uri: str) -> AsyncIterator[Any]:
     """Let the class use a client that reaches no server."""
     elsewhere = DRIVER.client_class(uri, serverSelectionTimeoutMS=50)
-    plain = getattr(Item, GETTER)()._scope_plain
-    Item.set_collection(elsewhere[DATABASE]["item"])
     try:
-        yield elsewhere
+        with moved_to(elsewhere[DATABASE]["item"]):
+            yield elsewhere
     finally:
-        Item.set_collection(plain)
-        closing = elsewhere.close()
-        if inspect.isawaitable(closing):
-            await closing
+        await close(elsewhere)
 
 
 class TestTheLogger:

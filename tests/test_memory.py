@@ -14,7 +14,6 @@ import pytest_asyncio
 from beanie import BulkWriter, DeleteRules, MergeStrategy, WriteRules
 from memory_models import (
     EVERY,
-    MODELS,
     WITH_REVISION,
     WITH_STATE,
     Both,
@@ -27,6 +26,7 @@ from memory_models import (
     Soft,
     initialise,
     look,
+    scope_of,
     stored,
 )
 
@@ -51,10 +51,6 @@ parents = pytest.mark.parametrize(
 @pytest_asyncio.fixture(autouse=True)
 async def _classes(database: Any) -> None:
     await initialise(database)
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=MODELS, **options)
 
 
 async def aborted(client: Any, *writes: Awaitable[Any]) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from memory_models import MODELS, Both, Neither, Soft, initialise, look, stored
+from clients import kill_sessions
+from labels import UNKNOWN
+from memory_models import Both, Neither, Soft, initialise, look, scope_of, stored
 from models import Cached
-from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError, OperationFailure
 from pymongo.write_concern import WriteConcern
-from wire import APP_NAME, FailPoint, open_transactions
+from wire import FailPoint, open_transactions
 
 from beanie_session_scope import (
     CommitUnknownError,
@@ -28,32 +27,10 @@ from beanie_session_scope import (
 )
 from beanie_session_scope.drivers import DRIVER
 
-UNKNOWN = ["UnknownTransactionCommitResult"]
-
 
 @pytest_asyncio.fixture(autouse=True)
 async def _classes(database: Any) -> None:
     await initialise(database)
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=MODELS, **options)
-
-
-@contextmanager
-def committing_in_fact(uri: str) -> Iterator[None]:
-    """Let the server answer to each commit that waiting for its replication timed out."""
-    data = {
-        "failCommands": ["commitTransaction"],
-        "appName": APP_NAME,
-        "writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"},
-    }
-    with MongoClient[Any](uri) as admin:
-        admin.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
-        try:
-            yield
-        finally:
-            admin.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
 async def write(document: Any, new: Any) -> None:
@@ -178,7 +155,7 @@ class TestAnUnknownCommit:
     @staticmethod
     async def _unknown(client: Any, fail_point: FailPoint, *works: Any) -> Any:
         scope = scope_of(client, timeout=0.05)
-        with fail_point("commitTransaction", error_code=64, labels=UNKNOWN):
+        with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN]):
             with pytest.raises(CommitUnknownError) as caught:
                 async with scope:
                     for work in works:
@@ -195,7 +172,7 @@ class TestAnUnknownCommit:
     ) -> None:
         document, new, tracked = await Both().insert(), Both(), await Neither().insert()
         scope = scope_of(client, timeout=0.05)
-        with fail_point("commitTransaction", error_code=64, labels=UNKNOWN):
+        with fail_point("commitTransaction", error_code=64, labels=[UNKNOWN]):
             with pytest.raises(CommitUnknownError) as caught:
                 async with scope:
                     scope.track(tracked)
@@ -213,7 +190,7 @@ class TestAnUnknownCommit:
         document, new = await Both(n=1).insert(), Both(n=1)
         before = look(document), look(new)
         scope, _ = await self._unknown(client, fail_point, write(document, new))
-        await client.admin.command("killSessions", wire.sessions())
+        await kill_sessions(client, wire)
         await scope.refresh()
         assert look(document)["fields"] == before[0]["fields"]
         assert look(new) == before[1]
@@ -221,10 +198,11 @@ class TestAnUnknownCommit:
         await new.insert()
 
     async def test_that_was_one_is_refreshed_to_what_was_written(
-        self, client: Any, database: Any, server_uri: str
+        self, client: Any, database: Any, fail_point: FailPoint
     ) -> None:
         document, new, gone = await Both(n=1).insert(), Both(n=1), await Soft(n=1).insert()
-        with committing_in_fact(server_uri):
+        # Each commit is done, and answered by: waiting for its replication timed out.
+        with fail_point("commitTransaction", write_concern_error=64):
             with pytest.raises(CommitUnknownError):
                 async with (scope := scope_of(client, timeout=0.05)):
                     await write(document, new)
@@ -244,7 +222,7 @@ class TestAnUnknownCommit:
     ) -> None:
         document, new = await Both(n=1).insert(), Both(n=1)
         scope, error = await self._unknown(client, fail_point, write(document, new))
-        await client.admin.command("killSessions", wire.sessions())
+        await kill_sessions(client, wire)
         assert error.documents == [document, new]
         await scope.refresh(new)
         assert (document.n, new.id) == (2, None)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from beanie import WriteRules
+from labels import TRANSIENT
 from memory_models import (
     EVERY,
     MODELS,
@@ -240,7 +241,7 @@ class TestTracking:
 
         failures = [OperationFailure("conflict", WRITE_CONFLICT)] * 2
         for each in failures:
-            each._add_error_label("TransientTransactionError")
+            each._add_error_label(TRANSIENT)
 
         def raise_once() -> None:
             if failures:

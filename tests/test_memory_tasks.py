@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from beanie import WriteRules
 from beanie.exceptions import RevisionIdWasChanged
-from memory_models import MODELS, Both, BothParent, Eventful, initialise, look, stored
+from memory_models import Both, BothParent, Eventful, initialise, look, scope_of, stored
 from pymongo.errors import DuplicateKeyError
 from wire import FailPoint, Wire, names
 
@@ -21,17 +21,12 @@ from beanie_session_scope import (
     ScopeClosedError,
     ScopeState,
     SessionScopeError,
-    with_session,
 )
 
 
 @pytest_asyncio.fixture(autouse=True)
 async def _classes(database: Any) -> None:
     await initialise(database)
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=MODELS, **options)
 
 
 def check_refused(results: list[Any]) -> None:
@@ -46,6 +41,17 @@ async def check_memory(database: Any, *documents: Any) -> None:
         found = await stored(database, each)
         assert (found is None) is (each.id is None)
         assert found is None or found["revision_id"] == each.revision_id
+
+
+class Pause:
+    """What an event action waits for, when it has said that it was reached."""
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.reached.set()
+        await self.go_on.wait()
 
 
 @pytest.mark.timeout(30)
@@ -119,18 +125,13 @@ class TestConcurrentTasks:
         document = await Eventful(name="a").insert()
         document.name = "B"
         before = look(document)
-        pausing, go_on = asyncio.Event(), asyncio.Event()
-
-        async def pause() -> None:
-            pausing.set()
-            await go_on.wait()
-
+        pause = Pause()
         monkeypatch.setattr(Eventful, "pause", pause)
         async with scope_of(client):
             task = asyncio.ensure_future(document.save())
-            await pausing.wait()
+            await pause.reached.wait()
             raise Rollback
-        go_on.set()
+        pause.go_on.set()
         await asyncio.gather(task, return_exceptions=True)
         assert look(document) == before
         assert document.is_changed
@@ -212,18 +213,13 @@ class TestConcurrentTasks:
         """The document is stored by then, or not, and Beanie goes on changing it."""
         document = Eventful()
         before = look(document)
-        pausing, go_on = asyncio.Event(), asyncio.Event()
-
-        async def pause() -> None:
-            pausing.set()
-            await go_on.wait()
-
+        pause = Pause()
         monkeypatch.setattr(Eventful, "pause", pause)
         async with (scope := scope_of(client)):
             task = asyncio.ensure_future(document.insert())
-            await pausing.wait()
+            await pause.reached.wait()
             await asyncio.gather(getattr(scope, ending)(), return_exceptions=True)
-            go_on.set()
+            pause.go_on.set()
             await asyncio.gather(task, return_exceptions=True)
             raise Rollback
         await check_memory(database, document)
@@ -237,18 +233,13 @@ class TestConcurrentTasks:
         document = await Eventful(name="a").insert()
         document.name = "B"
         before = look(document)
-        pausing, go_on = asyncio.Event(), asyncio.Event()
-
-        async def pause() -> None:
-            pausing.set()
-            await go_on.wait()
-
+        pause = Pause()
         monkeypatch.setattr(Eventful, "pause", pause)
         async with (scope := scope_of(client)):
             task = asyncio.ensure_future(document.save())
-            await pausing.wait()
+            await pause.reached.wait()
             await asyncio.gather(scope.abort(), return_exceptions=True)
-            go_on.set()
+            pause.go_on.set()
             await asyncio.gather(task, return_exceptions=True)
             await Both().insert()
         monkeypatch.setattr(Eventful, "pause", None)

@@ -12,7 +12,6 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 from memory_models import (
-    MODELS,
     Both,
     BothParent,
     Color,
@@ -25,20 +24,17 @@ from memory_models import (
     Strict,
     initialise,
     look,
+    scope_of,
     stored,
 )
 from pydantic import ValidationError
 
-from beanie_session_scope import Rollback, with_session
+from beanie_session_scope import Rollback
 
 
 @pytest_asyncio.fixture(autouse=True)
 async def _classes(database: Any) -> None:
     await initialise(database)
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=MODELS, **options)
 
 
 def rich(**values: Any) -> Rich:

@@ -15,6 +15,7 @@ import pytest_asyncio
 from beanie import init_beanie
 from beanie.exceptions import RevisionIdWasChanged
 from bson import Decimal128, MaxKey, MinKey, ObjectId
+from clients import close, empty
 from migration_models import (
     COLLECTIONS,
     MODELS,
@@ -71,12 +72,7 @@ NAME = "count the bikes"
 async def bikes(client: Any, database: Any) -> AsyncIterator[Any]:
     """The collection of the bikes, empty as those of the other classes are."""
     await init_beanie(database=database, document_models=MODELS)
-    existing = await database.list_collection_names()
-    for name in COLLECTIONS:
-        if name in existing:
-            await database[name].delete_many({})
-        else:
-            await database.create_collection(name)
+    await empty(database, *COLLECTIONS)
     yield database["migration_bikes"]
     await database.drop_collection("migration_bike_view")
 
@@ -879,9 +875,7 @@ class TestPrimary:
         assert len(reading) == 6  # the checkpoint, three times ids, two batches
         assert not [event for event in reading if "$readPreference" in event.command]
         assert await counts(bikes) == [1] * 4
-        closing = other.close()
-        if closing is not None:
-            await closing
+        await close(other)
 
 
 class TestErrorsOfTheServer:
@@ -1102,15 +1096,11 @@ class TestRefusals:
         await DRIVER.end_session(session)
 
     async def test_a_scope_on_another_client_is_not_in_the_way(
-        self, bikes: Any, server_uri: str
+        self, bikes: Any, other_client: Any
     ) -> None:
-        other = DRIVER.client_class(server_uri)
         await store_bikes(bikes, 2)
 
-        async with with_session(other, collections=[]):
+        async with with_session(other_client, collections=[]):
             await migrate_in_batches(Bike, add_one, name=NAME)
 
         assert await counts(bikes) == [1, 1]
-        closing = other.close()
-        if closing is not None:
-            await closing

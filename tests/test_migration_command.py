@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 from beanie import Document, free_fall_migration
+from clients import close
 from pymongo import MongoClient
 
 from beanie_session_scope.drivers import DRIVER
@@ -164,9 +165,7 @@ class TestBindMigration:
                 await migration.run(session=session)
             finally:
                 await DRIVER.end_session(session)
-                closing = client.close()
-                if closing is not None:
-                    await closing
+                await close(client)
 
         class Plain(Document):
             """Without the mixin."""

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from beanie import init_beanie
+from clients import close
 from migration_models import Bike
 from pymongo.errors import OperationFailure
-from wire import APP_NAME, DATABASE, FailPoint
+from wire import APP_NAME, DATABASE, FailPoint, open_transactions
 
 from beanie_session_scope import TransactionExpiredError
 from beanie_session_scope.drivers import DRIVER
@@ -155,7 +156,7 @@ class TestBatch:
             add_one(bike)
             if seen.count(0) == 1 and bike.id == 0:
                 # As long as it takes until the server has ended this transaction.
-                while await open_transactions(bikes):
+                while await asyncio.to_thread(open_transactions, replica_set.uri):
                     await asyncio.sleep(0.05)
 
         with ReplicaSet(set_parameters={"transactionLifetimeLimitSeconds": 1}) as replica_set:
@@ -172,20 +173,7 @@ async def bikes_on(replica_set: ReplicaSet) -> AsyncIterator[Any]:
     client = DRIVER.client_class(replica_set.uri, appname=APP_NAME)
     await init_beanie(database=client[DATABASE], document_models=[Bike])
     yield client[DATABASE]["migration_bikes"]
-    closing = client.close()
-    if closing is not None:
-        await closing
-
-
-async def open_transactions(bikes: Any) -> int:
-    pipeline: list[dict[str, Any]] = [
-        {"$currentOp": {"idleSessions": True, "localOps": True}},
-        {"$match": {"transaction": {"$exists": True}, "appName": APP_NAME}},
-    ]
-    cursor = bikes.database.client.admin.aggregate(pipeline)
-    if DRIVER.aggregate_is_awaited:
-        cursor = await cursor
-    return len([each async for each in cursor])
+    await close(client)
 
 
 class Terminal(io.StringIO):

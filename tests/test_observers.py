@@ -9,7 +9,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from models import Item
+from labels import TRANSIENT, UNKNOWN
+from models import Item, scope_of
 from pymongo.errors import OperationFailure, PyMongoError
 from wire import FailPoint
 
@@ -26,11 +27,7 @@ from beanie_session_scope import (
     on_commit,
     run_in_transaction,
     transaction_attempts,
-    with_session,
 )
-
-TRANSIENT = ["TransientTransactionError"]
-UNKNOWN = ["UnknownTransactionCommitResult"]
 
 
 class Recorder(ScopeObserver):
@@ -84,10 +81,6 @@ def recorder() -> Iterator[Recorder]:
     stop = observe(recorder)
     yield recorder
     stop()
-
-
-def scope_of(client: Any, **options: Any) -> SessionScope:
-    return with_session(client=client, collections=[Item], **options)
 
 
 class TestAScope:
@@ -247,7 +240,7 @@ class TestACommitThatIsSentAgain:
     async def test_is_told_about(
         self, client: Any, recorder: Recorder, fail_point: FailPoint
     ) -> None:
-        with fail_point("commitTransaction", error_code=24, labels=UNKNOWN, times=2):
+        with fail_point("commitTransaction", error_code=24, labels=[UNKNOWN], times=2):
             async with scope_of(client):
                 await Item().insert()
 
@@ -277,7 +270,7 @@ class TestARetriedBlock:
         async def insert() -> None:
             await Item().insert()
 
-        with fail_point("insert", error_code=112, labels=TRANSIENT, times=2):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT], times=2):
             await run_in_transaction(insert, client=client, collections=[Item], jitter=lambda: 1.0)
 
         first, second, last = recorder.all("left")
@@ -292,7 +285,7 @@ class TestARetriedBlock:
     async def test_tells_the_error_of_a_commit_after_which_it_goes_on(
         self, client: Any, recorder: Recorder, fail_point: FailPoint
     ) -> None:
-        with fail_point("commitTransaction", error_code=251, labels=TRANSIENT, times=1):
+        with fail_point("commitTransaction", error_code=251, labels=[TRANSIENT], times=1):
             async for attempt in transaction_attempts(client, [Item]):
                 async with attempt:
                     await Item().insert()
@@ -308,7 +301,7 @@ class TestARetriedBlock:
         async def insert() -> None:
             await Item().insert()
 
-        with fail_point("insert", error_code=112, labels=TRANSIENT):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT]):
             with pytest.raises(TransactionTimeoutError) as caught:
                 await run_in_transaction(insert, client=client, collections=[Item], timeout=0.001)
 
@@ -320,7 +313,7 @@ class TestARetriedBlock:
         async def insert() -> None:
             await Item().insert()
 
-        with fail_point("insert", error_code=112, labels=TRANSIENT):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT]):
             task = asyncio.ensure_future(
                 run_in_transaction(insert, client=client, collections=[Item], jitter=lambda: 99.0)
             )

@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 import pytest
-from models import Item
+from clients import close
+from models import Item, moved_to, scope_of
 from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -24,7 +25,6 @@ from beanie_session_scope import (
     UnexpectedRollbackError,
     bind_session,
     current_scope,
-    with_session,
 )
 from beanie_session_scope.drivers import DRIVER
 from beanie_session_scope.mixin import GETTER
@@ -33,10 +33,6 @@ from beanie_session_scope.state import check_move
 
 class Stop(BaseException):
     """Not an ``Exception``, as ``KeyboardInterrupt`` is not."""
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=[Item], **options)
 
 
 class TestLeavingTheBlock:
@@ -392,15 +388,10 @@ class TestErrorsOfTheServer:
         """Deleting from a capped collection in a transaction has code 20, too."""
         await database.drop_collection("capped")
         capped = await database.create_collection("capped", capped=True, size=4096)
-        plain = getattr(Item, GETTER)()._scope_plain
         await capped.insert_one({"name": "x", "n": 1})
-        try:
-            Item.set_collection(capped)
-            with pytest.raises(OperationFailure) as caught:
-                async with scope_of(client):
-                    await Item.find(Item.n == 1).delete()
-        finally:
-            Item.set_collection(plain)
+        with moved_to(capped), pytest.raises(OperationFailure) as caught:
+            async with scope_of(client):
+                await Item.find(Item.n == 1).delete()
         assert caught.value.code == 20
 
     async def test_do_not_carry_documents_into_the_log(
@@ -441,16 +432,12 @@ class TestOptions:
         self, server_uri: str, client: Any, mode: str
     ) -> None:
         elsewhere = DRIVER.client_class(server_uri, readPreference=mode)
-        plain = getattr(Item, GETTER)()._scope_plain
         try:
-            Item.set_collection(elsewhere[DATABASE]["item"])
-            async with scope_of(elsewhere):
-                await Item.find_one()
+            with moved_to(elsewhere[DATABASE]["item"]):
+                async with scope_of(elsewhere):
+                    await Item.find_one()
         finally:
-            Item.set_collection(plain)
-            closing = elsewhere.close()
-            if closing is not None:
-                await closing
+            await close(elsewhere)
 
     async def test_a_session_without_a_transaction_is_bound_in_the_same_way(
         self, client: Any, wire: Wire, database: Any

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-from plugin_runs import FLAVOURS, Runs, fresh_runs
+from plugin_runs import Runs, every_flavour
 
 OPTION = "--scope-force-retry"
-
-every_flavour = pytest.mark.parametrize("flavour", FLAVOURS)
-
-
-@pytest.fixture
-def runs(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, server_uri: str
-) -> Iterator[Runs]:
-    with fresh_runs(pytester, monkeypatch, server_uri) as runs:
-        yield runs
 
 
 class TestForms:

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from plugin_models import DATABASE
-from plugin_runs import FLAVOURS, Runs, fresh_runs, line_of
+from plugin_runs import Runs, every_flavour, line_of
 
 OPTION = "--scope-detect-leaks"
-
-every_flavour = pytest.mark.parametrize("flavour", FLAVOURS)
-
-
-@pytest.fixture
-def runs(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, server_uri: str
-) -> Iterator[Runs]:
-    with fresh_runs(pytester, monkeypatch, server_uri) as runs:
-        yield runs
 
 
 def leaks_of(done: pytest.RunResult) -> list[str]:
@@ -285,16 +274,14 @@ class TestWhat:
         from early import client as early
         from plugin_models import DATABASE, MODELS
         from beanie import init_beanie
-        import inspect
+        from clients import close
 
         @TEST
         async def test_it():
             await init_beanie(database=early[DATABASE], document_models=MODELS)
             async with with_session(client=early, collections=[Bike]):
                 await early[DATABASE]["bikes"].find_one()  # raw
-            closing = early.close()
-            if inspect.isawaitable(closing):
-                await closing
+            await close(early)
     """
 
     def run_early(self, runs: Runs, *arguments: str, conftest: str = "") -> pytest.RunResult:

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from plugin_runs import FLAVOURS, Runs, fresh_runs
-
-every_flavour = pytest.mark.parametrize("flavour", FLAVOURS)
-
-
-@pytest.fixture
-def runs(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, server_uri: str
-) -> Iterator[Runs]:
-    with fresh_runs(pytester, monkeypatch, server_uri) as runs:
-        yield runs
-
+from plugin_runs import Runs, every_flavour
 
 SEEN_EVERYWHERE = """
     order = []
@@ -76,7 +63,7 @@ class TestContext:
             from plugin_models import DATABASE, MODELS
             from beanie import init_beanie
             from beanie_session_scope.drivers import DRIVER
-            import inspect
+            from clients import close
 
             pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -85,9 +72,7 @@ class TestContext:
                 client = DRIVER.client_class(mongo_replica_set.uri)
                 await init_beanie(database=client[DATABASE], document_models=MODELS)
                 yield client
-                closing = client.close()
-                if inspect.isawaitable(closing):
-                    await closing
+                await close(client)
 
             @pytest.mark.parametrize("n", [1, 2])
             async def test_it(session_scope_rollback, n):

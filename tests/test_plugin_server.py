@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pytest
 from plugin_models import DATABASE
-from plugin_runs import Runs, fresh_runs, line_of
+from plugin_runs import Runs, line_of
 from pymongo.uri_parser import parse_uri
 
 CREDENTIALS = "someone:secret"
-
-
-@pytest.fixture
-def runs(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, server_uri: str
-) -> Iterator[Runs]:
-    with fresh_runs(pytester, monkeypatch, server_uri) as runs:
-        yield runs
 
 
 @pytest.fixture

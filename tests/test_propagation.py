@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from models import Item, Linked
+from models import Item, Linked, scope_of, stored
 from pymongo import ReadPreference
 from pymongo.read_concern import ReadConcern
 from wire import Wire, names
@@ -20,14 +20,6 @@ from beanie_session_scope import (
     with_session,
 )
 from beanie_session_scope.drivers import DRIVER
-
-
-def scope_of(client: Any, *collections: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=collections or [Item], **options)
-
-
-async def stored(database: Any) -> list[str]:
-    return [each["name"] for each in await database["item"].find().sort("name", 1).to_list(None)]
 
 
 class TestRequired:
@@ -107,16 +99,12 @@ class TestRequired:
         assert await stored(database) == ["child"]
 
     async def test_starts_one_of_its_own_on_another_client(
-        self, client: Any, server_uri: str
+        self, client: Any, other_client: Any
     ) -> None:
-        other = DRIVER.client_class(server_uri)
         async with scope_of(client) as session:
-            async with with_session(client=other, collections=[]) as second:
+            async with with_session(client=other_client, collections=[]) as second:
                 assert second is not session
             assert Item.get_session() is session
-        closing = other.close()
-        if hasattr(closing, "__await__"):
-            await closing
 
     @pytest.mark.parametrize(
         "options",

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from beanie import Document, View, init_beanie
+from clients import close
 from models import Item, Linked, Plain, Unlisted
 from pymongo import MongoClient
 from pymongo.read_preferences import ReadPreference
-from wire import APP_NAME, DATABASE, Wire
+from wire import DATABASE, Wire
 
 import beanie_session_scope
 from beanie_session_scope import (
@@ -37,15 +38,6 @@ from beanie_session_scope.testing import StandaloneServer
 
 class NeverInitialised(SessionScopeMixin, Document):
     name: str = "new"
-
-
-@pytest.fixture
-async def other_client(server_uri: str) -> Any:
-    client = DRIVER.client_class(server_uri, appname=APP_NAME)
-    yield client
-    closing = client.close()
-    if hasattr(closing, "__await__"):
-        await closing
 
 
 async def refused(error: type[Exception], match: str, wire: Wire, **arguments: Any) -> None:
@@ -277,9 +269,7 @@ class TestTheServer:
             assert Item.get_session() is None
             async with with_session(client=client, collections=[Item], transaction=False):
                 await Item().insert()
-            closing = client.close()
-            if hasattr(closing, "__await__"):
-                await closing
+            await close(client)
 
 
 async def test_changing_an_index_of_a_bound_class_does_not_hang(client: Any, database: Any) -> None:

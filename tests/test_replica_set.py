@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from labels import TRANSIENT
 from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, NetworkTimeout, OperationFailure, PyMongoError
 
@@ -35,7 +36,6 @@ from beanie_session_scope.testing import (
 pytestmark = [pytest.mark.timeout(60), pytest.mark.starts_servers]
 
 Client = MongoClient[dict[str, Any]]
-TRANSIENT = "TransientTransactionError"
 ROOT = Path(__file__).parents[1]
 
 

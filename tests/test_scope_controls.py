@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from beanie import Document
-from models import Item
+from models import Item, scope_of, stored
 from wire import FailPoint, Wire, names, outside
 
 from beanie_session_scope import (
@@ -22,14 +22,6 @@ from beanie_session_scope import (
 )
 from beanie_session_scope.drivers import DRIVER
 from beanie_session_scope.state import TRANSITIONS, check_move
-
-
-def scope_of(client: Any, **options: Any) -> Any:
-    return with_session(client=client, collections=[Item], **options)
-
-
-async def stored(database: Any) -> list[str]:
-    return [each["name"] for each in await database["item"].find().sort("name", 1).to_list(None)]
 
 
 class TestRollbackOnly:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -10,7 +9,9 @@ from typing import Any
 
 import pytest
 from beanie import init_beanie
+from clients import close, kill_sessions
 from forms import FORMS, Form, by_decorator, by_function, by_loop
+from labels import TRANSIENT, UNKNOWN, labelled
 from models import Item
 from pymongo.errors import OperationFailure, PyMongoError
 from specification import (
@@ -18,15 +19,12 @@ from specification import (
     COMMIT,
     INSERT,
     TABLE,
-    TRANSIENT,
-    UNKNOWN,
     ApplicationError,
     Calls,
     Case,
     Fail,
     Sequel,
     failing,
-    labelled,
     sent,
     write_concern_error,
 )
@@ -91,9 +89,7 @@ class Run:
         if session is not None:
             assert not session.has_ended
             await session.end_session()
-        if sessions := self.wire.sessions():
-            # A fail point that answered a commit has left its transaction open.
-            await client.admin.command("killSessions", sessions)
+        await kill_sessions(client, self.wire)
 
     async def _start_session(self, client: Any) -> Any:
         if self.case.session is None:
@@ -153,9 +149,7 @@ class TestTheTable:
             other = DRIVER.client_class(uri, **options)
             await init_beanie(database=other[DATABASE], document_models=[Item])
             await run.on(other, form)
-            closing = other.close()
-            if inspect.isawaitable(closing):
-                await closing
+            await close(other)
         run.stored = [each["name"] async for each in client[DATABASE]["item"].find()]
         return run
 

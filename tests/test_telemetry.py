@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +15,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from beanie import PydanticObjectId, init_beanie
+from clients import close, kill_sessions
+from labels import TRANSIENT, UNKNOWN
 from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
@@ -43,12 +44,10 @@ from beanie_session_scope.drivers import DRIVER
 from beanie_session_scope.observers import OBSERVERS
 from beanie_session_scope.telemetry import SessionScopeInstrumentor
 
-TRANSIENT = ["TransientTransactionError"]
-UNKNOWN = ["UnknownTransactionCommitResult"]
 WRITE_CONFLICT = {
     "error.type": "OperationFailure",
     "db.response.status_code": "112",
-    "error.labels": tuple(TRANSIENT),
+    "error.labels": (TRANSIENT,),
 }
 
 
@@ -71,9 +70,8 @@ async def client(server_uri: str, wire: Wire, recorded: Recorded) -> AsyncIterat
     await Coin.delete_all()
     recorded.clear()
     yield client
-    if sessions := wire.sessions():
-        await client.admin.command("killSessions", sessions)
-    await _close(client)
+    await kill_sessions(client, wire)
+    await close(client)
 
 
 @pytest.fixture(autouse=True)
@@ -371,7 +369,7 @@ class TestTheOutcome:
         scope = transaction()
         async with scope:
             await Coin().insert()
-            with fail_point("commitTransaction", error_code=112, labels=TRANSIENT, times=1):
+            with fail_point("commitTransaction", error_code=112, labels=[TRANSIENT], times=1):
                 with pytest.raises(OperationFailure):
                     await scope.commit()
             await scope.abort()
@@ -402,7 +400,7 @@ class TestTheOutcome:
             async with transaction():
                 await Coin().insert()
 
-        failure = {"error.type": "CommitUnknownError", "error.labels": tuple(UNKNOWN)}
+        failure = {"error.type": "CommitUnknownError", "error.labels": (UNKNOWN,)}
         assert _ended(recorded.transaction) == ("unknown", failure)
 
     async def test_of_a_transaction_that_was_ended_by_hand_is_no_error(
@@ -466,14 +464,14 @@ class TestRetries:
     async def test_of_a_commit_are_events(
         self, recorded: Recorded, transaction: Scopes, fail_point: FailPoint
     ) -> None:
-        with fail_point("commitTransaction", error_code=24, labels=UNKNOWN, times=3):
+        with fail_point("commitTransaction", error_code=24, labels=[UNKNOWN], times=3):
             async with transaction():
                 await Coin().insert()
 
         kind = {"error.type": "OperationFailure", "db.response.status_code": "24"}
         assert _ended(recorded.transaction) == ("committed", None)
         assert events(recorded.transaction) == [
-            ("commit.retry", {"attempt": number, **kind, "error.labels": tuple(UNKNOWN)})
+            ("commit.retry", {"attempt": number, **kind, "error.labels": (UNKNOWN,)})
             for number in (1, 2, 3)
         ]
         assert recorded.metric("commit.retries") == [(kind, 3)]
@@ -481,7 +479,7 @@ class TestRetries:
     async def test_of_a_transaction_are_events_of_one_span(
         self, recorded: Recorded, client: Any, fail_point: FailPoint
     ) -> None:
-        with fail_point("insert", error_code=112, labels=TRANSIENT, times=2):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT], times=2):
             with recorded.tracer.start_as_current_span("request") as request:
                 await run_in_transaction(insert, client=client, collections=[Coin])
 
@@ -504,7 +502,7 @@ class TestRetries:
     async def test_after_a_commit_that_was_refused_are_events(
         self, recorded: Recorded, client: Any, fail_point: FailPoint
     ) -> None:
-        with fail_point("commitTransaction", error_code=112, labels=TRANSIENT, times=1):
+        with fail_point("commitTransaction", error_code=112, labels=[TRANSIENT], times=1):
             await run_in_transaction(insert, client=client, collections=[Coin])
 
         assert [name for name, _ in events(recorded.transaction)] == ["attempt", "retry", "attempt"]
@@ -513,7 +511,7 @@ class TestRetries:
     async def test_that_find_the_time_up_are_an_error(
         self, recorded: Recorded, client: Any, fail_point: FailPoint
     ) -> None:
-        with fail_point("insert", error_code=112, labels=TRANSIENT):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT]):
             with pytest.raises(TransactionTimeoutError):
                 await run_in_transaction(insert, client=client, collections=[Coin], timeout=0.001)
 
@@ -525,7 +523,7 @@ class TestRetries:
     async def test_are_over_where_the_wait_for_one_is_cancelled(
         self, recorded: Recorded, client: Any, fail_point: FailPoint
     ) -> None:
-        with fail_point("insert", error_code=112, labels=TRANSIENT):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT]):
             task = asyncio.ensure_future(
                 run_in_transaction(insert, client=client, collections=[Coin], jitter=lambda: 99.0)
             )
@@ -540,7 +538,7 @@ class TestRetries:
     async def test_are_over_where_the_loop_is_left(
         self, recorded: Recorded, client: Any, fail_point: FailPoint
     ) -> None:
-        with fail_point("insert", error_code=112, labels=TRANSIENT):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT]):
             async for attempt in transaction_attempts(client, [Coin]):
                 async with attempt:
                     await Coin().insert()
@@ -561,8 +559,8 @@ class TestRetries:
             await init_beanie(database=client[DATABASE], document_models=[Coin])
             attempts = transaction_attempts(client, [Coin])
             async with await attempts.__anext__():
-                raise OperationFailure("try again", 112, {"errorLabels": TRANSIENT})
-            await _close(client)
+                raise OperationFailure("try again", 112, {"errorLabels": [TRANSIENT]})
+            await close(client)
             return attempts
 
         attempts = asyncio.run(fail_once())
@@ -575,7 +573,7 @@ class TestRetries:
     async def test_have_nothing_in_common_with_what_is_done_between_them(
         self, recorded: Recorded, client: Any, fail_point: FailPoint
     ) -> None:
-        with fail_point("insert", error_code=112, labels=TRANSIENT, times=1):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT], times=1):
             async for attempt in transaction_attempts(client, [Coin]):
                 await Coin.find_one()
                 async with attempt:
@@ -591,7 +589,7 @@ class TestRetries:
         async def conflict_once() -> None:
             await Coin().insert()
             if not recorded.metric("retries"):
-                raise OperationFailure("try again", 112, {"errorLabels": TRANSIENT})
+                raise OperationFailure("try again", 112, {"errorLabels": [TRANSIENT]})
 
         options: dict[str, Any] = {"cleanup_timeout": 0.01, "jitter": lambda: jitter}
         with fail_point("abortTransaction", block_ms=100, times=1):
@@ -781,7 +779,7 @@ class TestTheMetrics:
     async def test_count_retries(
         self, recorded: Recorded, client: Any, fail_point: FailPoint
     ) -> None:
-        with fail_point("insert", error_code=112, labels=TRANSIENT, times=2):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT], times=2):
             await run_in_transaction(insert, client=client, collections=[Coin])
 
         kind = {"error.type": "OperationFailure", "db.response.status_code": "112"}
@@ -837,7 +835,7 @@ class TestTheInstrumentor:
     async def test_turned_off_ends_what_waits_for_another_attempt(
         self, recorded: Recorded, client: Any, fail_point: FailPoint
     ) -> None:
-        with fail_point("insert", error_code=112, labels=TRANSIENT, times=1):
+        with fail_point("insert", error_code=112, labels=[TRANSIENT], times=1):
             async for attempt in transaction_attempts(client, [Coin]):
                 async with attempt:
                     await Coin().insert()
@@ -853,7 +851,7 @@ class TestTheInstrumentor:
         async with scope:
             SessionScopeInstrumentor().instrument(recorded.tracers, recorded.meters)
             await Coin().insert()
-            with fail_point("commitTransaction", error_code=24, labels=UNKNOWN, times=1):
+            with fail_point("commitTransaction", error_code=24, labels=[UNKNOWN], times=1):
                 await scope.commit()
 
         assert recorded.transactions == []
@@ -898,12 +896,6 @@ class TestTheImport:
             "except ImportError as error:\n    print(error)"
         )
         assert "pip install 'beanie_session_scope[otel]'" in _python(code)
-
-
-async def _close(client: Any) -> None:
-    closing = client.close()
-    if inspect.isawaitable(closing):
-        await closing
 
 
 def _python(code: str) -> str:

@@ -14,11 +14,12 @@ import pytest
 import pytest_asyncio
 import retry_models
 from beanie import PydanticObjectId, init_beanie
+from clients import empty
 from fastapi import Depends, FastAPI, HTTPException, Request
+from labels import TRANSIENT, labelled
 from models import Item
 from pydantic import BaseModel
 from retry_models import Counter
-from specification import TRANSIENT, labelled
 from wire import Wire, names
 
 from beanie_session_scope import (
@@ -44,12 +45,9 @@ async def counters(client: Any, database: Any, monkeypatch: pytest.MonkeyPatch) 
     stored = [(each, mixin.plain_collection(each)) for each in mixin.models()]
     here = [ref(m) for m, found in stored if found is None or found.database.client is client]
     monkeypatch.setattr(mixin, "_models", here)
-    collection = database["counter"]
-    if "counter" not in await database.list_collection_names():
-        await database.create_collection("counter")
-    await collection.delete_many({})
+    await empty(database, "counter")
     retry_models.calls.clear()
-    return collection
+    return database["counter"]
 
 
 async def values(collection: Any) -> list[int]:

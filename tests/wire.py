@@ -112,7 +112,9 @@ def fail_point_of(uri: str) -> FailPoint:
         error_code: int | None = None,
         labels: list[str] | None = None,
         close_connection: bool = False,
+        write_concern_error: int | None = None,
     ) -> Iterator[None]:
+        refused = {"code": write_concern_error, "errmsg": "from the fail point"}
         data: Mapping[str, Any] = {
             "failCommands": list(commands),
             "appName": APP_NAME,
@@ -120,6 +122,7 @@ def fail_point_of(uri: str) -> FailPoint:
             **({"errorCode": error_code} if error_code else {}),
             **({"errorLabels": labels} if labels is not None else {}),
             **({"closeConnection": True} if close_connection else {}),
+            **({"writeConcernError": refused} if write_concern_error else {}),
         }
         with MongoClient[Any](uri) as admin:
             mode = {"times": times} if times else "alwaysOn"

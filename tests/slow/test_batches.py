@@ -22,6 +22,7 @@ import pytest
 import pytest_asyncio
 from batches_script import DOT, NAME, Counted
 from beanie import BulkWriter, init_beanie
+from clients import close
 
 from beanie_session_scope.drivers import DRIVER
 from beanie_session_scope.migration import CHECKPOINTS, migrate_in_batches
@@ -53,9 +54,7 @@ async def database(replica_set: ReplicaSet) -> AsyncIterator[Any]:
     await client.drop_database(DATABASE)
     await init_beanie(database=client[DATABASE], document_models=[Counted])
     yield client[DATABASE]
-    closing = client.close()
-    if closing is not None:
-        await closing
+    await close(client)
 
 
 async def store(database: Any, number: int) -> None:
@@ -210,9 +209,7 @@ class TestSpeed:
             f"{median(batches):.0f} with migrate_in_batches; medians of {ROUNDS}, ratio {ratio:.2f}"
         )
         await client.drop_database(DATABASE)
-        closing = client.close()
-        if closing is not None:
-            await closing
+        await close(client)
 
 
 def add_one(counted: Counted) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
 import time
@@ -33,6 +32,7 @@ from bank import (
     orders,
     serve,
 )
+from clients import close
 from wire import APP_NAME, DATABASE, open_transactions
 
 from beanie_session_scope import current_scope, waiting
@@ -88,9 +88,7 @@ async def client_of(cluster: ReplicaSet, **options: Any) -> AsyncIterator[Any]:
         assert SCOPE.get() is None
         assert Account._scope_variable.get() is None
     finally:
-        closing = client.close()
-        if inspect.isawaitable(closing):
-            await closing
+        await close(client)
 
 
 @pytest_asyncio.fixture

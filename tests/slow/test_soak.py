@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import os
 import random
 import resource
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from beanie import init_beanie
+from clients import close
 from models import Item
 from pymongo.errors import DuplicateKeyError
 from stepping import Stepping, run
@@ -60,12 +60,6 @@ async def client(server_uri: str) -> AsyncIterator[Any]:
     await Item.delete_all()
     yield client
     await close(client)
-
-
-async def close(client: Any) -> None:
-    closing = client.close()
-    if inspect.isawaitable(closing):
-        await closing
 
 
 @pytest.fixture
