@@ -272,7 +272,8 @@ def _after_its_block(binding: Binding) -> Binding | None:
     if outer is not None and outer.channel is remaining.channel:
         # Only a block that had joined is over; the scope that it joined goes on.
         return outer
-    remaining.channel.check_open()
+    if remaining.channel.closed:
+        remaining.channel.check_open()
     raise ScopeClosedError(
         "This task was started inside a block that bound its classes to a session, and that "
         "block is over. Await the task before the block ends, or start it under "

@@ -514,3 +514,24 @@ class TestATaskThatGoesOn:
                 await asyncio.sleep(0)
             go_on.set()
             await task
+
+    async def test_finds_it_unbound_also_where_an_error_has_ended_the_transaction(
+        self, pair: Pair
+    ) -> None:
+        go_on = asyncio.Event()
+
+        async def late() -> None:
+            await go_on.wait()
+            with pytest.raises(ScopeClosedError, match="block is over"):
+                Beside.get_session()
+
+        async with pair.scope():
+            async with pair.scope(Beside):
+                task = asyncio.ensure_future(late())
+                await asyncio.sleep(0)
+            stored = await Here().insert()
+            with pytest.raises(DuplicateKeyError):
+                await Here(id=stored.id).insert()
+            go_on.set()
+            await task
+            raise Rollback
