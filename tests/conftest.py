@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Answer to ``-n auto``: each worker has a server of its own, but not where one is named."""
-    return 0 if os.environ.get("MONGODB_URI") else 2
+    """Answer to ``-n auto``: more than two, for tests wait a lot; each worker has a server."""
+    return 0 if os.environ.get("MONGODB_URI") else 3
 
 
 @pytest.fixture(scope="session")
