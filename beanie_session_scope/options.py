@@ -50,8 +50,8 @@ class ScopeOptions:
             )
         if self.transaction and self.read_preference not in (None, ReadPreference.PRIMARY):
             raise ValueError(
-                "A MongoDB transaction reads from the primary: leave read_preference out, or "
-                "use transaction=False to read elsewhere."
+                "A MongoDB transaction reads from the primary: leave read_preference out. To read "
+                "elsewhere, use transaction=False, and set it on the client or the collection."
             )
         if not self.transaction:
             self._refuse_transaction_options()

@@ -323,7 +323,7 @@ async def run_in_transaction(
 
     Args:
         fn: A coroutine function. It may be called several times, so what it does besides
-            writing to the database belongs into ``on_commit``.
+            writing to the database belongs in ``on_commit``.
         args: Its arguments. Documents among them are rewound before each new call.
         client: As for ``with_session``.
         collections: As for ``with_session``.
