@@ -149,6 +149,24 @@ class TestPage:
         assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+async def test_can_be_typed_into_the_prompt(reader: dict[str, str], name: str) -> None:
+    """Where, before Python 3.13, an empty line ends a block."""
+    typed = [block.code for block in blocks_of(ROOT / name) if block.applies]
+    source = "\n".join([*typed, 'print("the", "end")\n'])
+    for theirs, ours in reader.items():
+        source = source.replace(theirs, ours)
+    prompt = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "asyncio"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, errors = await prompt.communicate(source.encode())
+    assert "Error" not in errors.decode()
+    assert "the end" in out.decode()
+
+
 def run_pytest(directory: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     done = subprocess.run(
