@@ -156,6 +156,15 @@ class Block:
         for binding in self._bindings:
             binding.restore()
 
+    def outlived_its_context(self) -> bool:
+        """Tell whether the task that entered the block is over, and this is no context after it."""
+        if self._task is None or ((task := self._task()) is not None and not task.done()):
+            return False
+        binding = SCOPE.get()
+        while binding is not None and binding.block is not self:
+            binding = binding.previous
+        return binding is None
+
     def entered_here(self) -> bool:
         """Tell whether the running task is the one that entered the block."""
         here = current_task()

@@ -15,9 +15,11 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, get_args, get_origin
 
-from beanie import DeleteRules, Document, Link, WriteRules
+from beanie import BackLink, DeleteRules, Document, Link, WriteRules
+from beanie.odm.registry import DocsRegistry
+from pydantic import BaseModel
 
 from .binding import Block, Variable, enclosing, put_outside, resolve
 from .channel import WRITING, SessionChannel, borrow, channel_of
@@ -43,15 +45,40 @@ def link_fields(model: type[Any]) -> dict[str, Any]:
 
 
 def linked_classes(model: type[Any]) -> list[type[Any]]:
-    """Return the classes that the link fields of a class point to."""
-    return [link.document_class for link in link_fields(model).values()]
+    """Return the classes that the fields of a class link to."""
+    listed = [link.document_class for link in link_fields(model).values()]
+    fields = getattr(model, "model_fields", {}).values()
+    return [*listed, *(each for field in fields for each in _links_in(field.annotation, set()))]
 
 
-def carry_scope(cls: type[Any]) -> None:
-    """Let the methods of a document's class know of the scope that they run in."""
+def _links_in(annotation: Any, seen: set[Any]) -> Iterator[type[Any]]:
+    """Yield the classes of links that Beanie does not list: in submodels and containers."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) in (Link, BackLink):
+        target = DocsRegistry.evaluate_fr(arguments[0])
+        if isinstance(target, type):
+            yield target
+        return
+    for argument in arguments:
+        yield from _links_in(argument, seen)
+    # Before Python 3.11 list[int], too, is an instance of type.
+    is_class = isinstance(annotation, type) and not arguments
+    if is_class and issubclass(annotation, BaseModel) and annotation not in seen:
+        seen.add(annotation)
+        for field in annotation.model_fields.values():
+            yield from _links_in(field.annotation, seen)
+
+
+def carry_scope(cls: type[Any], *, first: bool) -> None:
+    """Let the methods of a document's class know of the scope that they run in.
+
+    Args:
+        cls: The class.
+        first: Whether none of its parents is one. Of the others only overrides are new.
+    """
     for names, wrap in ((FETCHES, _fetching), (WRITES, _writing)):
         for name in names:
-            if hasattr(cls, name):
+            if hasattr(cls, name) if first else inspect.isfunction(cls.__dict__.get(name)):
                 setattr(cls, name, wrap(cls, name))
 
 

@@ -67,8 +67,8 @@ class SessionScopeMixin:
         )
         cls._scope_collection = None
         cls._scope_settings = _settings_attribute(cls)
-        if not any(_is_model(base) for base in cls.__bases__) and _is_model(cls):
-            carry_scope(cls)
+        if _is_model(cls):
+            carry_scope(cls, first=not any(_is_model(base) for base in cls.__bases__))
         _models.append(ref(cls, _models.remove))
 
     @classmethod

@@ -377,6 +377,8 @@ class SessionScope:
 
     async def _leave(self, exc: BaseException | None) -> bool:
         quiet = False
+        if exc is None:
+            self._check_context()
         try:
             if self._joined:
                 self._leave_joined(exc)
@@ -391,6 +393,22 @@ class SessionScope:
             if exc is not None and not self._joined:
                 tell_enclosing(exc)
         return quiet
+
+    def _check_context(self) -> None:
+        """Let the transaction be rolled back where operations of the block may have missed it.
+
+        An asynchronous generator, for one, runs in the context of whoever asks it for its next
+        value: where that is a new task each time, what one has entered is not bound in the next.
+        """
+        transaction = self._transaction
+        if transaction is None or not transaction.can_roll_back or transaction.rollback_only:
+            return
+        if self._block.outlived_its_context():
+            transaction.rollback_only = (
+                "its block was entered in a task that is over, and left in a context in which it "
+                "was never bound, so that operations have run outside it, as in an asynchronous "
+                "generator whose steps run in tasks of their own"
+            )
 
     def _tell_left(self, error: BaseException | None) -> None:
         if OBSERVERS and not self._joined:

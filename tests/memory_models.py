@@ -230,8 +230,24 @@ class Soft(SessionScopeMixin, DocumentWithSoftDelete):
         use_state_management = True
 
 
+class Counting(Neither):
+    """Has the mixin from its parent, and changes itself before that is asked to write."""
+
+    class Settings:
+        name = "memory_counting"
+
+    async def insert(self, *args: Any, **kwargs: Any) -> Any:
+        self.n += 1
+        return await super().insert(*args, **kwargs)
+
+    async def save(self, *args: Any, **kwargs: Any) -> Any:
+        self.n += 1
+        return await super().save(*args, **kwargs)
+
+
 MODELS: list[Any] = [
     *EVERY,
+    Counting,
     NeitherParent,
     BothParent,
     GrandParent,

@@ -6,10 +6,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, List, Optional  # noqa: UP035 - Beanie 1.26 evaluates these itself
+from typing import Any, Dict, List, Optional  # noqa: UP035 - Beanie 1.26 evaluates these itself
+from typing import Union as OneOf
 
 from beanie import BackLink, Document, DocumentWithSoftDelete, Link, UnionDoc, View
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from beanie_session_scope import SessionScopeMixin, with_session
 from beanie_session_scope.mixin import GETTER
@@ -201,6 +202,23 @@ MODELS: list[Any] = [
     Plain,
     HolderOfPlain,
 ]
+
+
+class HiddenPart(BaseModel):
+    deep: List[Link[Linked]] = []  # noqa: UP006
+
+
+class Hidden(SessionScopeMixin, Document):
+    """Has links in places where Beanie does not look for them; initialised where it is used."""
+
+    part: HiddenPart = HiddenPart()
+    by_name: Dict[str, Link[Leaf]] = {}  # noqa: UP006
+    either: Optional[OneOf[Link[Item], Link[Note]]] = None  # noqa: UP007, UP045
+
+    class Settings:
+        name = "hidden"
+
+
 COLLECTIONS = (
     "item",
     "root",

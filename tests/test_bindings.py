@@ -9,7 +9,7 @@ import itertools
 import sys
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from beanie_session_scope import (
     Rollback,
     ScopeClosedError,
     ScopeState,
+    UnexpectedRollbackError,
     bind_session,
     current_scope,
     is_outside,
@@ -335,13 +336,42 @@ class TestOtherContexts:
             await asyncio.ensure_future(inner.__aexit__(None, None, None))
             assert Item.get_session() is session
 
-    async def test_a_scope_that_is_entered_in_another_task_ends_here(self, client: Any) -> None:
+    async def test_a_scope_that_was_entered_in_another_task_does_not_commit_here(
+        self, client: Any
+    ) -> None:
         scope = with_session(client=client, collections=[Item])
-        await asyncio.ensure_future(scope.__aenter__())
+        session = await asyncio.ensure_future(scope.__aenter__())
         assert Item.get_session() is None
-        await scope.__aexit__(None, None, None)
-        assert scope.state is ScopeState.COMMITTED
+        await Item().insert(session=session)
+        with pytest.raises(UnexpectedRollbackError, match="never bound"):
+            await scope.__aexit__(None, None, None)
+        assert scope.state is ScopeState.ABORTED
         assert Item.get_session() is None
+        assert await Item.count() == 0
+
+    @pytest.mark.parametrize("joined", [False, True], ids=["its own scope", "a joined one"])
+    async def test_a_generator_whose_steps_are_tasks_does_not_commit(
+        self, client: Any, database: Any, joined: bool
+    ) -> None:
+        async def inserted() -> AsyncIterator[str]:
+            async with with_session(client=client, collections=[Item]):
+                for name in ("in it", "outside"):
+                    await Item(name=name).insert()
+                    yield name
+
+        async def consume() -> None:
+            steps = inserted()
+            with suppress(StopAsyncIteration):
+                while True:
+                    await asyncio.ensure_future(steps.__anext__())
+
+        with pytest.raises(UnexpectedRollbackError, match="never bound"):
+            if joined:
+                async with with_session(client=client, collections=[Linked]):
+                    await consume()
+            else:
+                await consume()
+        assert [each["name"] async for each in database["item"].find()] == ["outside"]
 
     async def test_a_scope_may_be_entered_and_left_in_two_tasks_of_one_context(
         self, client: Any

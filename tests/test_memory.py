@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from beanie import BulkWriter, DeleteRules, MergeStrategy, WriteRules
+from labels import TRANSIENT, labelled
 from memory_models import (
     EVERY,
     WITH_REVISION,
     WITH_STATE,
     Both,
     BothParent,
+    Counting,
     Eventful,
     GrandParent,
     Neither,
@@ -30,7 +32,7 @@ from memory_models import (
     stored,
 )
 
-from beanie_session_scope import Rollback, outside_session, with_session
+from beanie_session_scope import Rollback, outside_session, run_in_transaction, with_session
 
 Write = Callable[[Any], Awaitable[Any]]
 
@@ -381,6 +383,29 @@ class TestOtherWritesAfterAnAbort:
         assert document.n == 2
         await document.save()
         assert (await stored(database, document))["n"] == 2
+
+
+class TestAMethodThatASubclassOverrides:
+    async def test_is_part_of_the_write(self, client: Any, database: Any) -> None:
+        document = await Counting().insert()
+        attempts = []
+
+        async def save() -> None:
+            attempts.append(document.n)
+            await document.save()
+            if len(attempts) < 3:
+                raise labelled(TRANSIENT)
+
+        await aborted(client, document.save(), document.save())
+        assert document.n == 1
+        await run_in_transaction(save, client=client, collections=[Counting])
+        assert attempts == [1, 1, 1]
+        assert document.n == (await stored(database, document))["n"] == 2
+
+    async def test_is_undone_with_an_insert(self, client: Any) -> None:
+        document = Counting()
+        await aborted(client, document.insert())
+        assert (document.id, document.n) == (None, 0)
 
 
 class TestABulkWriterThatIsAborted:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from beanie import DeleteRules, WriteRules, init_beanie
+from beanie import DeleteRules, Link, WriteRules, init_beanie
 from beanie.exceptions import DocumentWasNotSaved
 from models import (
     Child,
+    Hidden,
+    HiddenPart,
     Holder,
     HolderOfPlain,
     HolderView,
@@ -51,6 +53,7 @@ from beanie_session_scope import (
     SessionScopeMixin,
     UnsupportedInTransactionError,
     bind_session,
+    cascade,
     outside_session,
     with_session,
 )
@@ -290,14 +293,37 @@ class TestBoundTogether:
     async def test_are_found_anew_when_a_class_was_initialised_further(
         self, client: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Beanie fills in the links last: a scope may open in the middle."""
+        """Beanie fills in the links last: a scope may open in the middle.
+
+        (Names in annotations, of classes that Beanie does not know yet, say nothing until then.)
+        """
         with monkeypatch.context() as unfinished:
+            unfinished.setattr(cascade, "_links_in", lambda annotation, seen: iter(()))
             for model in (Holder, HolderView):
                 unfinished.setattr(model, "_link_fields", None)
             async with with_session(client=client, collections=[Holder]):
                 assert Linked.get_session() is None
         async with with_session(client=client, collections=[Holder]) as session:
             assert Linked.get_session() is session
+
+    async def test_are_a_class_and_what_submodels_and_containers_link_to(
+        self, client: Any, database: Any
+    ) -> None:
+        """Beanie lists none of these links, so only ``Link.fetch()`` follows them."""
+        await init_beanie(database=database, document_models=[Hidden])
+        linked = await Linked(n=1).insert()
+        link = cast("Link[Linked]", linked.to_ref())
+        hidden = await Hidden(part=HiddenPart(deep=[link])).insert()
+        async with with_session(client=client, collections=[Hidden]) as session:
+            found = await Hidden.get(hidden.id)
+            assert found is not None
+            fetched = cast("Linked", await found.part.deep[0].fetch())
+            fetched.n = 99
+            await fetched.save()
+            assert all(each.get_session() is session for each in (Leaf, Item, Note))
+            raise Rollback
+        await hidden.delete()
+        assert [each["n"] async for each in database["linked"].find()] == [1]
 
 
 class TestCascadesOfAClassBoundByHand:
