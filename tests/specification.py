@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, TypeAlias
 
 from labels import TRANSIENT, UNKNOWN, labelled
 from models import Item
 from pymongo import MongoClient
-from pymongo.client_session import TransactionOptions
 from pymongo.errors import (
     AutoReconnect,
     ConfigurationError,
@@ -756,7 +756,9 @@ ABORTS = [
 
 MAJORITY = {"w": "majority"}
 COMMIT_MAJORITY = Command("commitTransaction", write_concern=MAJORITY)
-DEFAULTS = TransactionOptions(
+# In older PyMongo each of its two APIs takes only its own class.
+API = "asynchronous." if DRIVER.name == "PyMongo Async" else ""
+DEFAULTS = import_module(f"pymongo.{API}client_session").TransactionOptions(
     read_concern=ReadConcern("majority"),
     write_concern=WriteConcern("majority"),
     max_commit_time_ms=60_000,
