@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from inspect import iscoroutinefunction
 from typing import Any, get_args, get_origin
 
 from beanie import BackLink, DeleteRules, Document, Link, WriteRules
@@ -78,7 +79,7 @@ def carry_scope(cls: type[Any], *, first: bool) -> None:
     """
     for names, wrap in ((FETCHES, _fetching), (WRITES, _writing)):
         for name in names:
-            if hasattr(cls, name) if first else inspect.isfunction(cls.__dict__.get(name)):
+            if hasattr(cls, name) if first else iscoroutinefunction(cls.__dict__.get(name)):
                 setattr(cls, name, wrap(cls, name))
 
 
