@@ -128,8 +128,8 @@ MUTANTS = [
     Mutant(
         "the rollback-only mark",
         "scope.py",
-        "transaction.rollback_only = (\n",
-        "_ = (\n",
+        'transaction.rollback_only = (\n                    f"a block',
+        '_ = (\n                    f"a block',
         "tests/test_propagation.py",
     ),
     Mutant(
@@ -226,9 +226,30 @@ MUTANTS = [
     Mutant(
         "cascades",
         "mixin.py",
-        "            carry_scope(cls)",
+        "            carry_scope(cls, first=not any(_is_model(base) for base in cls.__bases__))",
         "            pass",
         "tests/test_no_escape.py",
+    ),
+    Mutant(
+        "the overrides of subclasses",
+        "cascade.py",
+        "iscoroutinefunction(cls.__dict__.get(name))",
+        "False",
+        "tests/test_memory.py",
+    ),
+    Mutant(
+        "links that Beanie does not list",
+        "cascade.py",
+        "*(each for field in fields for",
+        "*(each for field in () for",
+        "tests/test_no_escape.py",
+    ),
+    Mutant(
+        "the check of the context in which a block is left",
+        "scope.py",
+        "            self._check_context()",
+        "            pass",
+        "tests/test_bindings.py",
     ),
     Mutant(
         "the refusal of unknown methods",
