@@ -357,7 +357,8 @@ class SessionScope:
             ``True`` where the owner of the transaction is left by ``Rollback``.
 
         Raises:
-            UnexpectedRollbackError: If the block was left normally, but is rollback-only.
+            UnexpectedRollbackError: If the block was left normally, but is rollback-only, or was
+                entered in a task that is over and is bound here no longer.
             TransactionAbortedError: If the block was left normally, but an error that it
                 caught had ended the transaction.
             CommitUnknownError: If the outcome of the commit can't be known.
