@@ -133,6 +133,7 @@ class SessionScope:
             CommitUnknownError: If the outcome of the commit can't be known.
         """
         transaction = self._own_transaction("commit")
+        self._check_context()
         veto = await transaction.run_before_commit()
         if veto is not None:
             if transaction.rollback_only is None:

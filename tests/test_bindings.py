@@ -373,6 +373,22 @@ class TestOtherContexts:
                 await consume()
         assert [each["name"] async for each in database["item"].find()] == ["outside"]
 
+    async def test_nor_may_a_generator_whose_steps_are_tasks_commit_in_between(
+        self, client: Any
+    ) -> None:
+        async def inserted() -> AsyncIterator[None]:
+            async with (scope := with_session(client=client, collections=[Item])) as session:
+                await Item().insert()
+                yield
+                await Item().insert(session=session)
+                await scope.commit()
+
+        steps = inserted()
+        await asyncio.ensure_future(steps.__anext__())
+        with pytest.raises(UnexpectedRollbackError, match="never bound"):
+            await asyncio.ensure_future(steps.__anext__())
+        assert await Item.count() == 0
+
     async def test_a_scope_may_be_entered_and_left_in_two_tasks_of_one_context(
         self, client: Any
     ) -> None:
