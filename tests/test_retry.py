@@ -23,6 +23,7 @@ from beanie_session_scope import (
     ScopeReusedError,
     ScopeState,
     TransactionTimeoutError,
+    on_abort,
     run_in_transaction,
     transaction_attempts,
     with_session,
@@ -393,6 +394,25 @@ class TestTheLoop:
                 break
         assert attempt.state is ScopeState.COMMITTED
         assert await database["item"].count_documents({}) == 1
+
+    async def test_is_over_when_the_wait_for_its_next_attempt_was_cancelled(
+        self, client: Any
+    ) -> None:
+        """The hooks of the abort have run then, and must not run once more."""
+        attempts = transaction_attempts(collections=[Item], jitter=lambda: 1.0)
+        aborted: list[int] = []
+        async with await attempts.__anext__() as session:
+            assert session.in_transaction
+            on_abort(lambda: aborted.append(1))
+            raise labelled(TRANSIENT)
+        waiting = asyncio.ensure_future(attempts.__anext__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        with pytest.raises(StopAsyncIteration):
+            await attempts.__anext__()
+        assert aborted == [1]
 
     async def test_may_be_left_by_return(self, client: Any, database: Any) -> None:
         conflict = Conflicts()
