@@ -174,12 +174,12 @@ def _values(document: Any, field: str) -> list[Any]:
 def _fetched(document: Any, field: str | None) -> set[type[Any]]:
     """Return the classes that a fetch reads: of one link field, or of all."""
     found: set[type[Any]] = set()
-    for name, link in link_fields(type(document)).items():
-        if field is None or field == name:
-            values = _values(document, name)
-            found.update(v.document_class for v in values if isinstance(v, Link))
-            if "BACK" in link.link_type.name:
-                found.add(link.document_class)
+    links = link_fields(type(document))
+    for name in links if field is None else [field]:  # which Beanie may not list
+        values = _values(document, name)
+        found.update(v.document_class for v in values if isinstance(v, Link))
+        if name in links and "BACK" in links[name].link_type.name:
+            found.add(links[name].document_class)
     return found
 
 

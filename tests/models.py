@@ -214,6 +214,7 @@ class Hidden(SessionScopeMixin, Document):
     part: HiddenPart = HiddenPart()
     by_name: Dict[str, Link[Leaf]] = {}  # noqa: UP006
     either: Optional[OneOf[Link[Item], Link[Note]]] = None  # noqa: UP007, UP045
+    plain: Optional[OneOf[Link[Plain], Link[Note]]] = None  # noqa: UP007, UP045
 
     class Settings:
         name = "hidden"

@@ -503,6 +503,20 @@ class TestLinksToAClassWithoutTheMixin:
             with pytest.raises(ModelNotScopedError, match="class Plain"):
                 await again.fetch_link("one")
 
+    async def test_are_not_fetched_outside_where_beanie_does_not_list_them(
+        self, client: Any, wire: Wire, database: Any
+    ) -> None:
+        await init_beanie(database=database, document_models=[Hidden])
+        link = cast("Link[Plain]", (await Plain().insert()).to_ref())
+        hidden = await Hidden(plain=link).insert()
+        async with with_session(client=client, collections=[Hidden]):
+            again = await Hidden.get(hidden.id)
+            assert again is not None
+            with wire.record() as seen, pytest.raises(ModelNotScopedError, match="class Plain"):
+                await again.fetch_link("plain")
+            assert names(seen) == []
+        await hidden.delete()
+
     async def test_are_harmless_where_nothing_follows_them(self, client: Any) -> None:
         plain = await Plain().insert()
         async with with_session(client=client, collections=[HolderOfPlain]):
